@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * The kernel's state: every key and value that the programs share with the
+ * enforcer and the proxy. Numbers are in host byte order and addresses and
+ * ports on the wire in network byte order, unless a field says otherwise.
+ * Addresses are 16 bytes; IPv4 is mapped (::ffff:a.b.c.d).
+ *
+ * Pins: <bpffs>/weir/v1/<map name>. A change that an older enforcer could not
+ * read needs a new layout number.
+ */
+#pragma once
+
+#define WEIR_LAYOUT 1
+
+/* Verdicts. Zero denies. From WEIR_FIRST_RULE_SET on: number of a rule set. */
+#define WEIR_DENY 0
+#define WEIR_ALLOW 1
+#define WEIR_FIRST_RULE_SET 2
+
+/* Peer numbers. A class array entry that was never written is WEIR_CLASS_NONE,
+ * so an unknown peer, and a peer without a class, are dropped as pending. */
+#define WEIR_PEER_NONE 0
+#define WEIR_CLASS_NONE 0
+/* The class of a row's default cell: the port map of every class >= 1 that has
+ * no cell of its own. */
+#define WEIR_CLASS_DEFAULT 0xffffffffu
+/* Row of an endpoint that is attached but closed. */
+#define WEIR_ROW_CLOSED 0
+/* Row of an endpoint and direction that no policy selects: all is allowed but
+ * what is pending, spoofed or malformed. */
+#define WEIR_ROW_OPEN 1
+#define WEIR_FIRST_ROW 2
+
+/* Index of the slots of a conntrack entry. */
+#define WEIR_SLOT_EGRESS 0  /* the initiator's egress */
+#define WEIR_SLOT_INGRESS 1 /* the responder's ingress */
+
+struct weir_addr {
+	__u8 a[16];
+};
+
+/* What judges packets of one interface. Key of weir_endpoints: ifindex. */
+struct weir_endpoint {
+	__u32 row_egress[2];  /* by side */
+	__u32 row_ingress[2]; /* by side */
+	__u32 id;	      /* of this endpoint on this node, never reused */
+	__u32 flags;
+	__u8 pod_mac[6];
+	__u8 host_mac[6];
+	__u32 n_addrs;
+	struct weir_addr addrs[4]; /* the endpoint's own; a source must be one */
+};
+
+/* Key of weir_prefixes; prefix_len counts bits of the 16-byte address, so an
+ * IPv4 prefix /n has 96 + n. */
+struct weir_prefix_key {
+	__u32 prefix_len;
+	struct weir_addr addr;
+};
+
+/* Value of weir_addresses (full addresses, hash) and weir_prefixes (LPM). */
+#define WEIR_ADDR_HOST 1	/* an address of this node */
+#define WEIR_ADDR_REMOTE_NODE 2 /* an address of another node */
+#define WEIR_ADDR_PENDING 4	/* known, but not to be judged yet */
+#define WEIR_ADDR_CLUSTER 8	/* of a cluster range without a record: pending */
+struct weir_peer_ref {
+	__u32 peer;
+	__u32 flags;
+};
+
+/* weir_classes: array of __u32 class, index side * max_peers + peer. */
+
+struct weir_cell_key {
+	__u32 side; /* 0 or 1 */
+	__u32 row;
+	__u32 class_id;
+};
+
+/* A port map is n ranges of weir_ranges from first on (index without side). */
+struct weir_cell {
+	__u32 first;
+	__u32 n; /* 0: everything is denied */
+};
+
+/* weir_ranges: array, index side * max_ranges + i. One range goes from start to
+ * the next range's start; starts ascend and the first is 0, so every packet
+ * is in one. start = protocol << 16 | port (ICMP: type; no ports: 0). */
+struct weir_range {
+	__u32 start;
+	__u32 verdict;
+};
+
+/* weir_services: what (address, protocol, port) leads to. */
+struct weir_service_key {
+	__u32 side;
+	struct weir_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+#define WEIR_MAX_BACKENDS 64
+struct weir_service {
+	__u32 first; /* in weir_backends, index side * max_backends + first + i */
+	__u32 n;     /* distinct (peer, port); 0: no backend, or too many: deny */
+};
+
+/* A backend as the judgement needs it: deduplicated by peer and port. */
+struct weir_backend {
+	__u32 peer;
+	__u16 port; /* host byte order */
+	__u16 pad;
+};
+
+/* weir_backend_sets: rule set to use when the backends of a service demand
+ * several: key is the sorted pair, folded left; value the number of the
+ * combined rule set. Missing: deny. */
+struct weir_rule_set_pair {
+	__u32 a; /* a < b */
+	__u32 b;
+};
+
+/* Conntrack. The lesser of (address, port) stands first, so both directions of
+ * a flow have one key. */
+struct weir_ct_key {
+	struct weir_addr addr[2];
+	__be16 port[2];
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* One judgement. It counts only for the interface and the word it was made
+ * under. verdict is never WEIR_DENY in a slot that counts. */
+struct weir_ct_slot {
+	__u64 word;
+	__u32 ifindex; /* 0: the slot is empty */
+	__u32 verdict;
+};
+
+#define WEIR_CT_A_INITIATES 0x01 /* addr[0] sent the SYN, or the first packet */
+#define WEIR_CT_GUESSED 0x02	 /* orientation unknown: admits no SYN of the peer */
+#define WEIR_CT_PROXIED_EGRESS 0x04  /* fixed at the SYN: through weir-out */
+#define WEIR_CT_PROXIED_INGRESS 0x08 /* fixed at the SYN: through weir-in */
+#define WEIR_CT_SEEN_REPLY 0x10
+#define WEIR_CT_FIN_A 0x20
+#define WEIR_CT_FIN_B 0x40
+#define WEIR_CT_RST 0x80
+#define WEIR_CT_DENIED 0x100 /* a payload-free RST may pass once more */
+struct weir_ct {
+	struct weir_ct_slot slot[2];
+	__u32 flags;
+	__u32 last_seen; /* seconds since boot */
+	__u32 endpoint[2]; /* weir_endpoint.id that made each slot; 0: none */
+};
+
+/* Why a packet was dropped; also the metric's label and the flow's reason. The
+ * names in Go are made from these, so add at the end only. */
+enum weir_reason {
+	WEIR_REASON_NONE = 0,
+	WEIR_REASON_NO_RULE = 1,	  /* isolated, and no rule allows it */
+	WEIR_REASON_DENIED = 2,		  /* a rule denies it */
+	WEIR_REASON_PENDING = 3,	  /* the peer's identity is not in force yet */
+	WEIR_REASON_CLOSED = 4,		  /* the endpoint has no policy yet */
+	WEIR_REASON_SPOOFED_SOURCE = 5,	  /* not an address of the sending pod */
+	WEIR_REASON_NOT_FOR_POD = 6,	  /* not an address of the receiving pod */
+	WEIR_REASON_BAD_ETHERTYPE = 7,	  /* neither ARP, IPv4 nor IPv6, or tagged */
+	WEIR_REASON_MALFORMED = 8,
+	WEIR_REASON_TUNNEL = 9,		  /* tunnel protocol or port to a node */
+	WEIR_REASON_FRAGMENT = 10,	  /* a later fragment without its first */
+	WEIR_REASON_NOT_PROXIED = 11,	  /* out of a proxy namespace without a slot */
+	WEIR_REASON_NO_BACKEND = 12,	  /* a Service without backends */
+	WEIR_REASON_BACKENDS_DIFFER = 13, /* a Service's backends are judged unlike */
+	WEIR_REASON_UNKNOWN_FLOW = 14,	  /* middle of a flow that must be seen whole */
+	WEIR_REASON_NO_PROXY = 15,	  /* HTTP rules, but no way to the proxy */
+	WEIR_REASON_ICMP_ERROR = 16,	  /* about a flow that does not exist */
+	WEIR_REASON_HTTP_STARTED = 17,	  /* a plain connection now has HTTP rules */
+	WEIR_REASON_INTERNAL = 18,	  /* a map that must be there is not */
+	WEIR_REASON_BAD_ARP = 19,
+	WEIR_REASON_COUNT,
+};
+
+enum weir_event_kind {
+	WEIR_EVENT_DROP = 1,
+	WEIR_EVENT_ALLOW = 2, /* a new judgement that allows or proxies */
+};
+
+/* Dropped and newly judged packets, in weir_drops and weir_flows (ring buffers). */
+struct weir_event {
+	__u64 time; /* bpf_ktime_get_boot_ns */
+	__u64 word;
+	struct weir_addr src, dst;
+	__be16 sport, dport;
+	__u8 protocol;
+	__u8 kind;    /* enum weir_event_kind */
+	__u8 reason;  /* enum weir_reason */
+	__u8 ingress; /* 1: the judged endpoint's ingress, 0: its egress */
+	__u32 ifindex;
+	__u32 endpoint; /* weir_endpoint.id */
+	__u32 peer;
+	__u32 class_id;
+	__u32 row;
+	__u32 verdict;
+	__u16 port; /* that was judged, host byte order (a backend's, by Service) */
+	__u8 tcp_flags;
+	__u8 pad[5];
+};
+
+/* weir_config: array of one, written by the enforcer at start. */
+struct weir_config {
+	__u32 in_ifindex;  /* the node's end of the veth into weir-in; 0: none */
+	__u32 out_ifindex; /* into weir-out */
+	__s32 in_nsid;	   /* of weir-in as the node's namespace numbers it; < 0: none */
+	__s32 out_nsid;
+	__u32 allow_tunnels; /* 1: tunnel protocols to nodes are judged like the rest */
+	__u32 pad;
+};
