@@ -297,4 +297,3 @@ func Logger(level, format string) (*slog.Logger, error) {
 	}
 	return nil, fmt.Errorf("log format %q: want text or json", format)
 }
-
