@@ -43,7 +43,7 @@ lint: $(TOOLS)/stamp ## gofmt, vet, staticcheck, buf lint and breaking
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	go vet work
-	@for m in $(MODULES); do (cd $$m && ../$$(echo $$m | sed 's#[^/]*/#../#g; s#[^/.]*$$##')$(TOOLS)/staticcheck ./...); done
+	@for m in $(MODULES); do (cd $$m && $(CURDIR)/$(TOOLS)/staticcheck ./...); done
 	$(TOOLS)/buf lint
 	$(TOOLS)/buf breaking --against proto/baseline.binpb
 

@@ -106,3 +106,24 @@ func (d Demo) Dial(part string) (*grpc.ClientConn, error) {
 	}
 	return conn, nil
 }
+
+// Any calls f with the parts of a service, one after the other, until one
+// returns nil: replicas answer alike. It returns what all of them said.
+func (d Demo) Any(service string, f func(part string) error) error {
+	names, err := d.Parts(service)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("demo %q has no %s", d.Name, service)
+	}
+	var said []error
+	for _, name := range names {
+		err := f(name)
+		if err == nil {
+			return nil
+		}
+		said = append(said, err)
+	}
+	return errors.Join(said...)
+}
