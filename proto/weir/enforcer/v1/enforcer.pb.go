@@ -441,6 +441,147 @@ func (*CheckEndpointResponse) Descriptor() ([]byte, []int) {
 	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{5}
 }
 
+type CollectEndpointsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Valid         []*Attachment          `protobuf:"bytes,1,rep,name=valid,proto3" json:"valid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectEndpointsRequest) Reset() {
+	*x = CollectEndpointsRequest{}
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectEndpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectEndpointsRequest) ProtoMessage() {}
+
+func (x *CollectEndpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectEndpointsRequest.ProtoReflect.Descriptor instead.
+func (*CollectEndpointsRequest) Descriptor() ([]byte, []int) {
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CollectEndpointsRequest) GetValid() []*Attachment {
+	if x != nil {
+		return x.Valid
+	}
+	return nil
+}
+
+// Attachment names an endpoint as the container runtime does.
+type Attachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Interface     string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Attachment) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *Attachment) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+type CollectEndpointsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deleted       uint32                 `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectEndpointsResponse) Reset() {
+	*x = CollectEndpointsResponse{}
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectEndpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectEndpointsResponse) ProtoMessage() {}
+
+func (x *CollectEndpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectEndpointsResponse.ProtoReflect.Descriptor instead.
+func (*CollectEndpointsResponse) Descriptor() ([]byte, []int) {
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CollectEndpointsResponse) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -449,7 +590,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[6]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +602,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[6]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +615,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{6}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{9}
 }
 
 type GetStatusResponse struct {
@@ -506,7 +647,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[7]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +659,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[7]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +672,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{7}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetStatusResponse) GetNode() string {
@@ -682,7 +823,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[8]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +835,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[8]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +848,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{8}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{11}
 }
 
 type ListEndpointsResponse struct {
@@ -719,7 +860,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[9]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +872,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[9]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +885,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{9}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -771,7 +912,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[10]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +924,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[10]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +937,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{10}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Endpoint) GetNamespace() string {
@@ -870,7 +1011,7 @@ type DumpStateRequest struct {
 
 func (x *DumpStateRequest) Reset() {
 	*x = DumpStateRequest{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[11]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1023,7 @@ func (x *DumpStateRequest) String() string {
 func (*DumpStateRequest) ProtoMessage() {}
 
 func (x *DumpStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[11]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1036,7 @@ func (x *DumpStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpStateRequest.ProtoReflect.Descriptor instead.
 func (*DumpStateRequest) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{11}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{14}
 }
 
 type DumpStateResponse struct {
@@ -907,7 +1048,7 @@ type DumpStateResponse struct {
 
 func (x *DumpStateResponse) Reset() {
 	*x = DumpStateResponse{}
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[12]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1060,7 @@ func (x *DumpStateResponse) String() string {
 func (*DumpStateResponse) ProtoMessage() {}
 
 func (x *DumpStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[12]
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1073,7 @@ func (x *DumpStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpStateResponse.ProtoReflect.Descriptor instead.
 func (*DumpStateResponse) Descriptor() ([]byte, []int) {
-	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{12}
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DumpStateResponse) GetText() string {
@@ -971,7 +1112,15 @@ const file_weir_enforcer_v1_enforcer_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x1c\n" +
 	"\tinterface\x18\x04 \x01(\tR\tinterface\"\x17\n" +
-	"\x15CheckEndpointResponse\"\x12\n" +
+	"\x15CheckEndpointResponse\"M\n" +
+	"\x17CollectEndpointsRequest\x122\n" +
+	"\x05valid\x18\x01 \x03(\v2\x1c.weir.enforcer.v1.AttachmentR\x05valid\"M\n" +
+	"\n" +
+	"Attachment\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tinterface\x18\x02 \x01(\tR\tinterface\"4\n" +
+	"\x18CollectEndpointsResponse\x12\x18\n" +
+	"\adeleted\x18\x01 \x01(\rR\adeleted\"\x12\n" +
 	"\x10GetStatusRequest\"\x81\x06\n" +
 	"\x11GetStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -1022,11 +1171,12 @@ const file_weir_enforcer_v1_enforcer_proto_rawDesc = "" +
 	"\rEndpointState\x12\x1e\n" +
 	"\x1aENDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ENDPOINT_STATE_WAITING\x10\x01\x12\x18\n" +
-	"\x14ENDPOINT_STATE_READY\x10\x022\xb4\x02\n" +
+	"\x14ENDPOINT_STATE_READY\x10\x022\x9f\x03\n" +
 	"\x0fEndpointService\x12Z\n" +
 	"\vAddEndpoint\x12$.weir.enforcer.v1.AddEndpointRequest\x1a%.weir.enforcer.v1.AddEndpointResponse\x12c\n" +
 	"\x0eDeleteEndpoint\x12'.weir.enforcer.v1.DeleteEndpointRequest\x1a(.weir.enforcer.v1.DeleteEndpointResponse\x12`\n" +
-	"\rCheckEndpoint\x12&.weir.enforcer.v1.CheckEndpointRequest\x1a'.weir.enforcer.v1.CheckEndpointResponse2\x9f\x02\n" +
+	"\rCheckEndpoint\x12&.weir.enforcer.v1.CheckEndpointRequest\x1a'.weir.enforcer.v1.CheckEndpointResponse\x12i\n" +
+	"\x10CollectEndpoints\x12).weir.enforcer.v1.CollectEndpointsRequest\x1a*.weir.enforcer.v1.CollectEndpointsResponse2\x9f\x02\n" +
 	"\x0fEnforcerService\x12T\n" +
 	"\tGetStatus\x12\".weir.enforcer.v1.GetStatusRequest\x1a#.weir.enforcer.v1.GetStatusResponse\x12`\n" +
 	"\rListEndpoints\x12&.weir.enforcer.v1.ListEndpointsRequest\x1a'.weir.enforcer.v1.ListEndpointsResponse\x12T\n" +
@@ -1045,47 +1195,53 @@ func file_weir_enforcer_v1_enforcer_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_enforcer_v1_enforcer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_enforcer_v1_enforcer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_weir_enforcer_v1_enforcer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_weir_enforcer_v1_enforcer_proto_goTypes = []any{
-	(EndpointState)(0),             // 0: weir.enforcer.v1.EndpointState
-	(*AddEndpointRequest)(nil),     // 1: weir.enforcer.v1.AddEndpointRequest
-	(*AddEndpointResponse)(nil),    // 2: weir.enforcer.v1.AddEndpointResponse
-	(*DeleteEndpointRequest)(nil),  // 3: weir.enforcer.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil), // 4: weir.enforcer.v1.DeleteEndpointResponse
-	(*CheckEndpointRequest)(nil),   // 5: weir.enforcer.v1.CheckEndpointRequest
-	(*CheckEndpointResponse)(nil),  // 6: weir.enforcer.v1.CheckEndpointResponse
-	(*GetStatusRequest)(nil),       // 7: weir.enforcer.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 8: weir.enforcer.v1.GetStatusResponse
-	(*ListEndpointsRequest)(nil),   // 9: weir.enforcer.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),  // 10: weir.enforcer.v1.ListEndpointsResponse
-	(*Endpoint)(nil),               // 11: weir.enforcer.v1.Endpoint
-	(*DumpStateRequest)(nil),       // 12: weir.enforcer.v1.DumpStateRequest
-	(*DumpStateResponse)(nil),      // 13: weir.enforcer.v1.DumpStateResponse
-	nil,                            // 14: weir.enforcer.v1.GetStatusResponse.DropsEntry
-	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
+	(EndpointState)(0),               // 0: weir.enforcer.v1.EndpointState
+	(*AddEndpointRequest)(nil),       // 1: weir.enforcer.v1.AddEndpointRequest
+	(*AddEndpointResponse)(nil),      // 2: weir.enforcer.v1.AddEndpointResponse
+	(*DeleteEndpointRequest)(nil),    // 3: weir.enforcer.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil),   // 4: weir.enforcer.v1.DeleteEndpointResponse
+	(*CheckEndpointRequest)(nil),     // 5: weir.enforcer.v1.CheckEndpointRequest
+	(*CheckEndpointResponse)(nil),    // 6: weir.enforcer.v1.CheckEndpointResponse
+	(*CollectEndpointsRequest)(nil),  // 7: weir.enforcer.v1.CollectEndpointsRequest
+	(*Attachment)(nil),               // 8: weir.enforcer.v1.Attachment
+	(*CollectEndpointsResponse)(nil), // 9: weir.enforcer.v1.CollectEndpointsResponse
+	(*GetStatusRequest)(nil),         // 10: weir.enforcer.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 11: weir.enforcer.v1.GetStatusResponse
+	(*ListEndpointsRequest)(nil),     // 12: weir.enforcer.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),    // 13: weir.enforcer.v1.ListEndpointsResponse
+	(*Endpoint)(nil),                 // 14: weir.enforcer.v1.Endpoint
+	(*DumpStateRequest)(nil),         // 15: weir.enforcer.v1.DumpStateRequest
+	(*DumpStateResponse)(nil),        // 16: weir.enforcer.v1.DumpStateResponse
+	nil,                              // 17: weir.enforcer.v1.GetStatusResponse.DropsEntry
+	(*timestamppb.Timestamp)(nil),    // 18: google.protobuf.Timestamp
 }
 var file_weir_enforcer_v1_enforcer_proto_depIdxs = []int32{
-	15, // 0: weir.enforcer.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	14, // 1: weir.enforcer.v1.GetStatusResponse.drops:type_name -> weir.enforcer.v1.GetStatusResponse.DropsEntry
-	11, // 2: weir.enforcer.v1.ListEndpointsResponse.endpoints:type_name -> weir.enforcer.v1.Endpoint
-	0,  // 3: weir.enforcer.v1.Endpoint.state:type_name -> weir.enforcer.v1.EndpointState
-	1,  // 4: weir.enforcer.v1.EndpointService.AddEndpoint:input_type -> weir.enforcer.v1.AddEndpointRequest
-	3,  // 5: weir.enforcer.v1.EndpointService.DeleteEndpoint:input_type -> weir.enforcer.v1.DeleteEndpointRequest
-	5,  // 6: weir.enforcer.v1.EndpointService.CheckEndpoint:input_type -> weir.enforcer.v1.CheckEndpointRequest
-	7,  // 7: weir.enforcer.v1.EnforcerService.GetStatus:input_type -> weir.enforcer.v1.GetStatusRequest
-	9,  // 8: weir.enforcer.v1.EnforcerService.ListEndpoints:input_type -> weir.enforcer.v1.ListEndpointsRequest
-	12, // 9: weir.enforcer.v1.EnforcerService.DumpState:input_type -> weir.enforcer.v1.DumpStateRequest
-	2,  // 10: weir.enforcer.v1.EndpointService.AddEndpoint:output_type -> weir.enforcer.v1.AddEndpointResponse
-	4,  // 11: weir.enforcer.v1.EndpointService.DeleteEndpoint:output_type -> weir.enforcer.v1.DeleteEndpointResponse
-	6,  // 12: weir.enforcer.v1.EndpointService.CheckEndpoint:output_type -> weir.enforcer.v1.CheckEndpointResponse
-	8,  // 13: weir.enforcer.v1.EnforcerService.GetStatus:output_type -> weir.enforcer.v1.GetStatusResponse
-	10, // 14: weir.enforcer.v1.EnforcerService.ListEndpoints:output_type -> weir.enforcer.v1.ListEndpointsResponse
-	13, // 15: weir.enforcer.v1.EnforcerService.DumpState:output_type -> weir.enforcer.v1.DumpStateResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	8,  // 0: weir.enforcer.v1.CollectEndpointsRequest.valid:type_name -> weir.enforcer.v1.Attachment
+	18, // 1: weir.enforcer.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	17, // 2: weir.enforcer.v1.GetStatusResponse.drops:type_name -> weir.enforcer.v1.GetStatusResponse.DropsEntry
+	14, // 3: weir.enforcer.v1.ListEndpointsResponse.endpoints:type_name -> weir.enforcer.v1.Endpoint
+	0,  // 4: weir.enforcer.v1.Endpoint.state:type_name -> weir.enforcer.v1.EndpointState
+	1,  // 5: weir.enforcer.v1.EndpointService.AddEndpoint:input_type -> weir.enforcer.v1.AddEndpointRequest
+	3,  // 6: weir.enforcer.v1.EndpointService.DeleteEndpoint:input_type -> weir.enforcer.v1.DeleteEndpointRequest
+	5,  // 7: weir.enforcer.v1.EndpointService.CheckEndpoint:input_type -> weir.enforcer.v1.CheckEndpointRequest
+	7,  // 8: weir.enforcer.v1.EndpointService.CollectEndpoints:input_type -> weir.enforcer.v1.CollectEndpointsRequest
+	10, // 9: weir.enforcer.v1.EnforcerService.GetStatus:input_type -> weir.enforcer.v1.GetStatusRequest
+	12, // 10: weir.enforcer.v1.EnforcerService.ListEndpoints:input_type -> weir.enforcer.v1.ListEndpointsRequest
+	15, // 11: weir.enforcer.v1.EnforcerService.DumpState:input_type -> weir.enforcer.v1.DumpStateRequest
+	2,  // 12: weir.enforcer.v1.EndpointService.AddEndpoint:output_type -> weir.enforcer.v1.AddEndpointResponse
+	4,  // 13: weir.enforcer.v1.EndpointService.DeleteEndpoint:output_type -> weir.enforcer.v1.DeleteEndpointResponse
+	6,  // 14: weir.enforcer.v1.EndpointService.CheckEndpoint:output_type -> weir.enforcer.v1.CheckEndpointResponse
+	9,  // 15: weir.enforcer.v1.EndpointService.CollectEndpoints:output_type -> weir.enforcer.v1.CollectEndpointsResponse
+	11, // 16: weir.enforcer.v1.EnforcerService.GetStatus:output_type -> weir.enforcer.v1.GetStatusResponse
+	13, // 17: weir.enforcer.v1.EnforcerService.ListEndpoints:output_type -> weir.enforcer.v1.ListEndpointsResponse
+	16, // 18: weir.enforcer.v1.EnforcerService.DumpState:output_type -> weir.enforcer.v1.DumpStateResponse
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_weir_enforcer_v1_enforcer_proto_init() }
@@ -1099,7 +1255,7 @@ func file_weir_enforcer_v1_enforcer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_enforcer_v1_enforcer_proto_rawDesc), len(file_weir_enforcer_v1_enforcer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	EndpointService_AddEndpoint_FullMethodName    = "/weir.enforcer.v1.EndpointService/AddEndpoint"
-	EndpointService_DeleteEndpoint_FullMethodName = "/weir.enforcer.v1.EndpointService/DeleteEndpoint"
-	EndpointService_CheckEndpoint_FullMethodName  = "/weir.enforcer.v1.EndpointService/CheckEndpoint"
+	EndpointService_AddEndpoint_FullMethodName      = "/weir.enforcer.v1.EndpointService/AddEndpoint"
+	EndpointService_DeleteEndpoint_FullMethodName   = "/weir.enforcer.v1.EndpointService/DeleteEndpoint"
+	EndpointService_CheckEndpoint_FullMethodName    = "/weir.enforcer.v1.EndpointService/CheckEndpoint"
+	EndpointService_CollectEndpoints_FullMethodName = "/weir.enforcer.v1.EndpointService/CollectEndpoints"
 )
 
 // EndpointServiceClient is the client API for EndpointService service.
@@ -40,6 +41,8 @@ type EndpointServiceClient interface {
 	DeleteEndpoint(ctx context.Context, in *DeleteEndpointRequest, opts ...grpc.CallOption) (*DeleteEndpointResponse, error)
 	// CheckEndpoint fails unless the programs are attached and the maps agree.
 	CheckEndpoint(ctx context.Context, in *CheckEndpointRequest, opts ...grpc.CallOption) (*CheckEndpointResponse, error)
+	// CollectEndpoints deletes every endpoint that is not named: CNI's GC.
+	CollectEndpoints(ctx context.Context, in *CollectEndpointsRequest, opts ...grpc.CallOption) (*CollectEndpointsResponse, error)
 }
 
 type endpointServiceClient struct {
@@ -80,6 +83,16 @@ func (c *endpointServiceClient) CheckEndpoint(ctx context.Context, in *CheckEndp
 	return out, nil
 }
 
+func (c *endpointServiceClient) CollectEndpoints(ctx context.Context, in *CollectEndpointsRequest, opts ...grpc.CallOption) (*CollectEndpointsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CollectEndpointsResponse)
+	err := c.cc.Invoke(ctx, EndpointService_CollectEndpoints_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EndpointServiceServer is the server API for EndpointService service.
 // All implementations must embed UnimplementedEndpointServiceServer
 // for forward compatibility.
@@ -94,6 +107,8 @@ type EndpointServiceServer interface {
 	DeleteEndpoint(context.Context, *DeleteEndpointRequest) (*DeleteEndpointResponse, error)
 	// CheckEndpoint fails unless the programs are attached and the maps agree.
 	CheckEndpoint(context.Context, *CheckEndpointRequest) (*CheckEndpointResponse, error)
+	// CollectEndpoints deletes every endpoint that is not named: CNI's GC.
+	CollectEndpoints(context.Context, *CollectEndpointsRequest) (*CollectEndpointsResponse, error)
 	mustEmbedUnimplementedEndpointServiceServer()
 }
 
@@ -112,6 +127,9 @@ func (UnimplementedEndpointServiceServer) DeleteEndpoint(context.Context, *Delet
 }
 func (UnimplementedEndpointServiceServer) CheckEndpoint(context.Context, *CheckEndpointRequest) (*CheckEndpointResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CheckEndpoint not implemented")
+}
+func (UnimplementedEndpointServiceServer) CollectEndpoints(context.Context, *CollectEndpointsRequest) (*CollectEndpointsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CollectEndpoints not implemented")
 }
 func (UnimplementedEndpointServiceServer) mustEmbedUnimplementedEndpointServiceServer() {}
 func (UnimplementedEndpointServiceServer) testEmbeddedByValue()                         {}
@@ -188,6 +206,24 @@ func _EndpointService_CheckEndpoint_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EndpointService_CollectEndpoints_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CollectEndpointsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EndpointServiceServer).CollectEndpoints(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EndpointService_CollectEndpoints_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EndpointServiceServer).CollectEndpoints(ctx, req.(*CollectEndpointsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EndpointService_ServiceDesc is the grpc.ServiceDesc for EndpointService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +242,10 @@ var EndpointService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CheckEndpoint",
 			Handler:    _EndpointService_CheckEndpoint_Handler,
+		},
+		{
+			MethodName: "CollectEndpoints",
+			Handler:    _EndpointService_CollectEndpoints_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
