@@ -13,27 +13,34 @@
 #define WEIR_LAYOUT 1
 
 /* Verdicts. Zero denies. From WEIR_FIRST_RULE_SET on: number of a rule set. */
-#define WEIR_DENY 0
-#define WEIR_ALLOW 1
-#define WEIR_FIRST_RULE_SET 2
+enum weir_verdict {
+	WEIR_DENY = 0,
+	WEIR_ALLOW = 1,
+	WEIR_FIRST_RULE_SET = 2,
+};
 
-/* Peer numbers. A class array entry that was never written is WEIR_CLASS_NONE,
- * so an unknown peer, and a peer without a class, are dropped as pending. */
-#define WEIR_PEER_NONE 0
-#define WEIR_CLASS_NONE 0
-/* The class of a row's default cell: the port map of every class >= 1 that has
- * no cell of its own. */
-#define WEIR_CLASS_DEFAULT 0xffffffffu
-/* Row of an endpoint that is attached but closed. */
-#define WEIR_ROW_CLOSED 0
-/* Row of an endpoint and direction that no policy selects: all is allowed but
- * what is pending, spoofed or malformed. */
-#define WEIR_ROW_OPEN 1
-#define WEIR_FIRST_ROW 2
+/* Peer numbers, classes and rows that mean something of themselves. A class that
+ * was never written is WEIR_CLASS_NONE, so an unknown peer, and a peer without a
+ * class, are dropped as pending. */
+enum weir_number {
+	WEIR_PEER_NONE = 0,
+	WEIR_CLASS_NONE = 0,
+	/* The class of a row's default cell: the port map of every class >= 1
+	 * that has no cell of its own. */
+	WEIR_CLASS_DEFAULT = 0xffffffff,
+	/* Row of an endpoint that is attached but closed. */
+	WEIR_ROW_CLOSED = 0,
+	/* Row of an endpoint and direction that no policy selects: all is
+	 * allowed but what is pending, spoofed or malformed. */
+	WEIR_ROW_OPEN = 1,
+	WEIR_FIRST_ROW = 2,
+};
 
 /* Index of the slots of a conntrack entry. */
-#define WEIR_SLOT_EGRESS 0  /* the initiator's egress */
-#define WEIR_SLOT_INGRESS 1 /* the responder's ingress */
+enum weir_slot {
+	WEIR_SLOT_EGRESS = 0,  /* the initiator's egress */
+	WEIR_SLOT_INGRESS = 1, /* the responder's ingress */
+};
 
 struct weir_addr {
 	__u8 a[16];
@@ -59,10 +66,12 @@ struct weir_prefix_key {
 };
 
 /* Value of weir_addresses (full addresses, hash) and weir_prefixes (LPM). */
-#define WEIR_ADDR_HOST 1	/* an address of this node */
-#define WEIR_ADDR_REMOTE_NODE 2 /* an address of another node */
-#define WEIR_ADDR_PENDING 4	/* known, but not to be judged yet */
-#define WEIR_ADDR_CLUSTER 8	/* of a cluster range without a record: pending */
+enum weir_addr_flag {
+	WEIR_ADDR_HOST = 1,	   /* an address of this node */
+	WEIR_ADDR_REMOTE_NODE = 2, /* an address of another node */
+	WEIR_ADDR_PENDING = 4,	   /* known, but not to be judged yet */
+	WEIR_ADDR_CLUSTER = 8,	   /* of a cluster range, no record: pending */
+};
 struct weir_peer_ref {
 	__u32 peer;
 	__u32 flags;
@@ -99,7 +108,7 @@ struct weir_service_key {
 	__u8 pad;
 };
 
-#define WEIR_MAX_BACKENDS 64
+enum weir_limit { WEIR_MAX_BACKENDS = 64 }; /* of one service */
 struct weir_service {
 	__u32 first; /* in weir_backends, index side * max_backends + first + i */
 	__u32 n;     /* distinct (peer, port); 0: no backend, or too many: deny */
@@ -126,7 +135,8 @@ struct weir_ct_key {
 	struct weir_addr addr[2];
 	__be16 port[2];
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 icmp_type; /* ICMP: the request's type, and port is its id; else 0 */
+	__u8 pad[2];
 };
 
 /* One judgement. It counts only for the interface and the word it was made
@@ -137,26 +147,56 @@ struct weir_ct_slot {
 	__u32 verdict;
 };
 
-#define WEIR_CT_A_INITIATES 0x01 /* addr[0] sent the SYN, or the first packet */
-#define WEIR_CT_GUESSED 0x02	 /* orientation unknown: admits no SYN of the peer */
-#define WEIR_CT_PROXIED_EGRESS 0x04  /* fixed at the SYN: through weir-out */
-#define WEIR_CT_PROXIED_INGRESS 0x08 /* fixed at the SYN: through weir-in */
-#define WEIR_CT_SEEN_REPLY 0x10
-#define WEIR_CT_FIN_A 0x20
-#define WEIR_CT_FIN_B 0x40
-#define WEIR_CT_RST 0x80
-#define WEIR_CT_DENIED 0x100 /* a payload-free RST may pass once more */
+enum weir_ct_flag {
+	WEIR_CT_A_INITIATES = 0x01, /* addr[0] sent the SYN, or the first packet */
+	WEIR_CT_GUESSED = 0x02,	    /* orientation unknown */
+	WEIR_CT_PROXIED_EGRESS = 0x04,	/* fixed at the SYN: through weir-out */
+	WEIR_CT_PROXIED_INGRESS = 0x08, /* fixed at the SYN: through weir-in */
+	WEIR_CT_SEEN_REPLY = 0x10,
+	WEIR_CT_FIN_A = 0x20,
+	WEIR_CT_FIN_B = 0x40,
+	WEIR_CT_RST = 0x80,
+	WEIR_CT_DENIED = 0x100, /* denied since it was made: to be cut */
+	WEIR_CT_OWNER_INGRESS = 0x200, /* counts for endpoint[1], else for [0] */
+};
 struct weir_ct {
 	struct weir_ct_slot slot[2];
 	__u32 flags;
-	__u32 last_seen; /* seconds since boot */
+	__u32 last_seen; /* seconds of CLOCK_MONOTONIC, a few off after years */
 	__u32 endpoint[2]; /* weir_endpoint.id that made each slot; 0: none */
+	/* Of the pod's neighbour towards the network, as its SYN had it: a proxied
+	 * flow leaves with that destination. */
+	__u8 neighbour[2][6];
+	__u32 busy; /* 1 while a slot is written; who finds it so does not write */
+};
+_Static_assert(sizeof(struct weir_ct) == 64, "no hidden padding");
+
+/* weir_quota_used: entries of weir_ct_tcp ever made for an endpoint, by its id;
+ * only the programs write it. weir_quota_freed: entries removed; only user space
+ * writes it. Their difference is what the endpoint holds; at ct_quota (rodata) no
+ * more are made and each of its packets is judged. Both are __u32 and wrap. */
+
+/* Key of weir_fragments: a datagram in pieces. The value has its first
+ * fragment's ports. */
+struct weir_fragment_key {
+	struct weir_addr src, dst;
+	__u32 id; /* as on the wire */
+	__u8 protocol;
+	__u8 pad[3];
+};
+struct weir_fragment {
+	__be16 sport;
+	__be16 dport;
+	__u8 icmp_type;
+	__u8 pad[3];
 };
 
 /* Why a packet was dropped; also the metric's label and the flow's reason. The
  * names in Go are made from these, so add at the end only. */
 enum weir_reason {
 	WEIR_REASON_NONE = 0,
+	/* Port maps hold verdicts only, so the kernel says NO_RULE for both of
+	 * these; who knows the attribution of the range says which. */
 	WEIR_REASON_NO_RULE = 1,	  /* isolated, and no rule allows it */
 	WEIR_REASON_DENIED = 2,		  /* a rule denies it */
 	WEIR_REASON_PENDING = 3,	  /* the peer's identity is not in force yet */
@@ -204,6 +244,14 @@ struct weir_event {
 	__u8 tcp_flags;
 	__u8 pad[5];
 };
+
+/* weir_counters: per-CPU array of __u64 packets, index reason * 2 + ingress;
+ * WEIR_REASON_NONE counts what passed or was steered. weir_lost: per-CPU array
+ * of __u64, events that found their ring full: [0] drops, [1] flows.
+ *
+ * weir_listeners_in, weir_listeners_out: SOCKMAP, key 0 IPv4, 1 IPv6.
+ *
+ * weir_word: array of one __u64, mmapable. */
 
 /* weir_config: array of one, written by the enforcer at start. */
 struct weir_config {
