@@ -35,7 +35,7 @@ func newCA(t *testing.T) *tlsconf.CA {
 
 // handshake returns the client's and the server's error, and the name that the
 // server saw.
-func handshake(t *testing.T, server, client *tls.Config) (clientErr, serverErr error, name tlsconf.Name) {
+func handshake(t *testing.T, server, client *tls.Config) (name tlsconf.Name, clientErr, serverErr error) {
 	t.Helper()
 	lis, err := tls.Listen("tcp", "127.0.0.1:0", server)
 	if err != nil {
@@ -75,7 +75,7 @@ func handshake(t *testing.T, server, client *tls.Config) (clientErr, serverErr e
 		clientErr = err
 	}
 	r := <-done
-	return clientErr, r.err, r.name
+	return r.name, clientErr, r.err
 }
 
 func TestPartsKnowEachOther(t *testing.T) {
@@ -89,7 +89,7 @@ func TestPartsKnowEachOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, serverErr, name := handshake(t, srv, cli)
+	name, _, serverErr := handshake(t, srv, cli)
 	if serverErr != nil || name != node {
 		t.Fatalf("server saw %v, %v; want %v", name, serverErr, node)
 	}
@@ -120,14 +120,14 @@ func TestStrangersAreRefused(t *testing.T) {
 		"no certificate":           noCert,
 		"TLS 1.2":                  old,
 	} {
-		if _, serverErr, n := handshake(t, srv, conf); serverErr == nil {
+		if n, _, serverErr := handshake(t, srv, conf); serverErr == nil {
 			t.Errorf("%s: accepted as %v", name, n)
 		}
 	}
-	if clientErr, _, _ := handshake(t, srv, clientOf(ca, tlsconf.Policy)); clientErr == nil {
+	if _, clientErr, _ := handshake(t, srv, clientOf(ca, tlsconf.Policy)); clientErr == nil {
 		t.Error("a client that wants policy accepted identity's certificate")
 	}
-	if clientErr, _, _ := handshake(t, srv, clientOf(other, tlsconf.Identity)); clientErr == nil {
+	if _, clientErr, _ := handshake(t, srv, clientOf(other, tlsconf.Identity)); clientErr == nil {
 		t.Error("a client accepted a server of another CA")
 	}
 }
@@ -146,13 +146,13 @@ func TestNewFilesAreUsedAndHalfReplacedOnesAreNot(t *testing.T) {
 	if err := ca.Issue(dir, tlsconf.Name{Role: tlsconf.Node, Name: "n2"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err, name := handshake(t, srv, cli); err != nil || name.Name != "n2" {
+	if name, _, err := handshake(t, srv, cli); err != nil || name.Name != "n2" {
 		t.Fatalf("after rotation the server saw %v, %v; want n2", name, err)
 	}
 	if err := os.Remove(filepath.Join(dir, tlsconf.KeyFile)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err, name := handshake(t, srv, cli); err != nil || name.Name != "n2" {
+	if name, _, err := handshake(t, srv, cli); err != nil || name.Name != "n2" {
 		t.Fatalf("with the key away the server saw %v, %v; want the last good certificate", name, err)
 	}
 }
