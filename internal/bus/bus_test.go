@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log/slog"
 	"path/filepath"
 	"testing"
 	"time"
@@ -14,66 +13,19 @@ import (
 	"go.uber.org/goleak"
 
 	"weir.dev/weir/internal/bus"
-	"weir.dev/weir/internal/natsserver"
+	"weir.dev/weir/internal/natstest"
 	"weir.dev/weir/internal/tlsconf"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// server is a NATS server with the installed configuration, and its CA.
-type server struct {
-	url string
-	ca  *tlsconf.CA
-}
-
-func start(t *testing.T) *server {
-	t.Helper()
-	ca, err := tlsconf.NewCA()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := ca.Issue(filepath.Join(dir, "tls"), tlsconf.Name{Role: tlsconf.NATS, Name: "nats"}, nil); err != nil {
-		t.Fatal(err)
-	}
-	srv, err := natsserver.Start(natsserver.Config{
-		Listen: "127.0.0.1:-1", Store: filepath.Join(dir, "store"), TLSDir: filepath.Join(dir, "tls"),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
-	return &server{url: "tls://" + srv.Addr().String(), ca: ca}
-}
-
 // connect returns a connection as the role, and what the server refused it.
-func (s *server) connect(t *testing.T, role tlsconf.Role) (*nats.Conn, <-chan error) {
+func connect(t *testing.T, s *natstest.Server, role tlsconf.Role) (*nats.Conn, <-chan error) {
 	t.Helper()
-	dir := t.TempDir()
-	if err := s.ca.Issue(dir, tlsconf.Name{Role: role, Name: "x"}, nil); err != nil {
-		t.Fatal(err)
-	}
-	nc, err := bus.Connect(bus.Config{URL: s.url, TLSDir: dir, Role: role, Name: "x"}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
+	nc := s.Connect(t, role, "x")
 	refused := make(chan error, 16)
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err })
 	return nc, refused
-}
-
-func (s *server) jetStream(t *testing.T, role tlsconf.Role) (*nats.Conn, jetstream.JetStream) {
-	t.Helper()
-	nc, _ := s.connect(t, role)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := nc.FlushTimeout(5 * time.Second); err != nil {
-		t.Fatal(err)
-	}
-	return nc, js
 }
 
 func wantRefused(t *testing.T, nc *nats.Conn, refused <-chan error, what string) {
@@ -92,9 +44,9 @@ func wantRefused(t *testing.T, nc *nats.Conn, refused <-chan error, what string)
 }
 
 func TestEachRoleHasItsRights(t *testing.T) {
-	s := start(t)
-	_, identityJS := s.jetStream(t, tlsconf.Identity)
-	_, policyJS := s.jetStream(t, tlsconf.Policy)
+	s := natstest.Start(t)
+	identityJS := s.JetStream(t, tlsconf.Identity, "identity-0")
+	policyJS := s.JetStream(t, tlsconf.Policy, "policy-0")
 	ctx := t.Context()
 
 	state, err := bus.State(ctx, identityJS)
@@ -164,13 +116,13 @@ func TestEachRoleHasItsRights(t *testing.T) {
 }
 
 func TestNodeIsToldAddressesAndMaySayNothing(t *testing.T) {
-	s := start(t)
-	_, js := s.jetStream(t, tlsconf.Identity)
+	s := natstest.Start(t)
+	js := s.JetStream(t, tlsconf.Identity, "identity-0")
 	addresses, err := bus.AddressRecords(t.Context(), js)
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, refused := s.connect(t, tlsconf.Node)
+	node, refused := connect(t, s, tlsconf.Node)
 	sub, err := node.SubscribeSync(bus.AllAddresses)
 	if err != nil {
 		t.Fatal(err)
@@ -218,9 +170,9 @@ func TestNodeIsToldAddressesAndMaySayNothing(t *testing.T) {
 }
 
 func TestStrangersGetNothing(t *testing.T) {
-	s := start(t)
+	s := natstest.Start(t)
 	dir := t.TempDir()
-	if err := s.ca.Issue(dir, tlsconf.Name{Role: tlsconf.Node, Name: "n1"}, nil); err != nil {
+	if err := s.CA.Issue(dir, tlsconf.Name{Role: tlsconf.Node, Name: "n1"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	good, err := tlsconf.Client(dir, tlsconf.NATS)
@@ -246,7 +198,7 @@ func TestStrangersGetNothing(t *testing.T) {
 	forged.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 
 	noUser := t.TempDir()
-	if err := s.ca.Issue(noUser, tlsconf.Name{Role: tlsconf.CLI, Name: "someone"}, nil); err != nil {
+	if err := s.CA.Issue(noUser, tlsconf.Name{Role: tlsconf.CLI, Name: "someone"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	cli, err := tlsconf.Client(noUser, tlsconf.NATS)
@@ -259,13 +211,13 @@ func TestStrangersGetNothing(t *testing.T) {
 	for name, conf := range map[string]*tls.Config{
 		"no certificate": none, "another CA's": forged, "a role without rights": cli, "TLS 1.2": old,
 	} {
-		nc, err := nats.Connect(s.url, nats.Secure(conf), nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(2*time.Second))
+		nc, err := nats.Connect(s.URL, nats.Secure(conf), nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(2*time.Second))
 		if err == nil {
 			t.Errorf("%s: connected", name)
 			nc.Close()
 		}
 	}
-	if nc, err := nats.Connect("nats://"+s.url[len("tls://"):], nats.NoReconnect(), nats.Timeout(time.Second)); err == nil {
+	if nc, err := nats.Connect("nats://"+s.URL[len("tls://"):], nats.NoReconnect(), nats.Timeout(time.Second)); err == nil {
 		t.Error("plain text: connected")
 		nc.Close()
 	}
