@@ -28,6 +28,36 @@ type Policy struct {
 	Rules           []PolicyRule
 	// Lines in Origin.File by field path, where the source has lines.
 	Lines map[string]int
+	// Also are the further entries of specs, if the object has more than one:
+	// each has its own subject and its own rules and counts like a policy.
+	Also []*Policy
+}
+
+// Parts are the policy and what its further specs say. Whoever judges by a
+// policy judges by all its parts.
+func (p *Policy) Parts() []*Policy { return append([]*Policy{p}, p.Also...) }
+
+// RuleOrigin is where the rule at a field path was written.
+func (p *Policy) RuleOrigin(path string) rule.Origin {
+	o := p.Origin
+	o.Path = path
+	if line := p.Lines[path]; line != 0 {
+		o.Line = line
+	}
+	return o
+}
+
+// LimitCIDRs takes from the policy's prefixes the right to match pods and nodes:
+// what the cluster's switch cidrSelectsPods does when it is off.
+func (p *Policy) LimitCIDRs() {
+	for _, part := range p.Parts() {
+		for i := range part.Rules {
+			peers := part.Rules[i].Peers
+			for k := range peers {
+				peers[k].PrefixesMatchPods, peers[k].PrefixesMatchNodes = false, false
+			}
+		}
+	}
 }
 
 // PolicyRule is one entry of ingress, egress, ingressDeny or egressDeny.
@@ -37,7 +67,8 @@ type PolicyRule struct {
 	Tier      rule.Tier
 	Priority  uint32
 	// Peers that any one of may match. Absent means everybody (v2, NetworkPolicy,
-	// cluster) or nobody's entry (v1); empty means nobody.
+	// cluster) or nobody's entry (v1 ingress; an egress rule of v1 has no peers by
+	// its nature and is written out as every entity); empty means nobody.
 	Peers   []Peer
 	AnyPeer bool // Peers is absent
 	// Requires must all match too (v1 only: fromRequires).
@@ -90,7 +121,8 @@ type Selector struct {
 	AnyNamespace bool
 	// NamespaceLabels must hold of the namespace's labels.
 	NamespaceLabels []Requirement
-	// Labels must hold of the pod's labels.
+	// Labels must hold of the pod's security-relevant labels, its service account
+	// and its cluster: of what SelectorLabels says of an identity.
 	Labels []Requirement
 	// Text is for people: "id=app2 in default".
 	Text string

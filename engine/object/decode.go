@@ -1,0 +1,126 @@
+package object
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"weir.dev/weir/engine/rule"
+)
+
+// maxPolicy is how large one policy object may be: a value of the state log.
+const maxPolicy = 1 << 20
+
+// DecodePolicyJSON decodes and validates one policy object. The file, the line
+// and the lines of field paths say where it was written, if anywhere. A policy
+// that is refused is nil, and the refusal says why; a policy with any problem
+// is never taken in part.
+func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) (*Policy, *Refusal) {
+	ref := &Refusal{Source: Source{File: file, Line: line}}
+	if len(text) > maxPolicy {
+		ref.Problems = []Problem{{Reason: fmt.Sprintf("policy has %d bytes of JSON, more than %d: split it", len(text), maxPolicy)}}
+		return nil, ref
+	}
+	root, err := decodeJSON(text)
+	if err != nil {
+		ref.Problems = []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}
+		return nil, ref
+	}
+	var h header
+	if err := json.Unmarshal(text, &h); err != nil {
+		ref.Problems = []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}
+		return nil, ref
+	}
+	if h.Metadata.Namespace == "" && unsupportedKinds[h.Kind] == "" {
+		h.Metadata.Namespace = "default"
+	}
+	ref.APIVersion, ref.Kind, ref.Namespace, ref.Name = h.APIVersion, h.Kind, h.Metadata.Namespace, h.Metadata.Name
+	r := &reader{lines: lines}
+	origin := rule.Origin{Kind: h.Kind, APIVersion: h.APIVersion, Namespace: h.Metadata.Namespace,
+		Name: h.Metadata.Name, File: file, Line: line}
+	checkName(r, origin)
+	p := decodePolicy(r, origin, field{r: r, v: root}, text)
+	if len(r.problems) > 0 {
+		ref.Problems = r.problems
+		return nil, ref
+	}
+	for _, part := range p.Parts() {
+		part.Lines = lines
+	}
+	return p, nil
+}
+
+func decodePolicy(r *reader, origin rule.Origin, root field, text []byte) *Policy {
+	switch at := origin.APIVersion + "/" + origin.Kind; at {
+	case networkingv1.SchemeGroupVersion.String() + "/" + KindNetworkPolicy:
+		v, problems := strict(text)
+		np, ok := v.(*networkingv1.NetworkPolicy)
+		for _, p := range problems {
+			r.add(p.Path, false, p.Reason)
+		}
+		if !ok {
+			if len(problems) == 0 {
+				r.add("", false, "not a NetworkPolicy")
+			}
+			return nil
+		}
+		return networkPolicy(r, origin, &np.Spec)
+	case "cilium.io/v1/" + KindCiliumNetworkPolicy:
+		r.fold = true
+		return ciliumPolicy(origin, SemanticsV1, root)
+	case "cilium.io/v2/" + KindCiliumNetworkPolicy:
+		return ciliumPolicy(origin, SemanticsV2, root)
+	}
+	if reason := unsupportedKinds[origin.Kind]; reason != "" {
+		r.add("kind", true, origin.Kind+": "+reason)
+		return nil
+	}
+	r.add("kind", true, fmt.Sprintf("%s of %s is not a policy that Weir reads: it takes NetworkPolicy of networking.k8s.io/v1 "+
+		"and CiliumNetworkPolicy of cilium.io/v2 and cilium.io/v1", origin.Kind, origin.APIVersion))
+	return nil
+}
+
+func checkName(r *reader, o rule.Origin) {
+	if o.Name == "" {
+		r.add("metadata.name", false, "is required")
+	} else if errs := validation.IsDNS1123Subdomain(o.Name); len(errs) > 0 {
+		r.add("metadata.name", false, errs[0])
+	}
+	if o.Namespace != "" {
+		if errs := validation.IsDNS1123Label(o.Namespace); len(errs) > 0 {
+			r.add("metadata.namespace", false, errs[0])
+		}
+	}
+}
+
+var errTrailing = errors.New("more after the end of the object")
+
+func decodeJSON(text []byte) (any, error) {
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, errTrailing
+	}
+	if _, ok := v.(map[string]any); !ok {
+		return nil, errors.New("must be an object with fields")
+	}
+	return v, nil
+}
+
+// isolates tells whether rules of a direction close the subject by default.
+func isolates(decided *bool, lists ...[]field) bool {
+	if decided != nil {
+		return *decided
+	}
+	return slices.ContainsFunc(lists, func(l []field) bool { return len(l) > 0 })
+}

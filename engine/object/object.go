@@ -1,0 +1,319 @@
+package object
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Kinds of objects that Decode knows.
+const (
+	KindNamespace           = "Namespace"
+	KindPod                 = "Pod"
+	KindNode                = "Node"
+	KindDeployment          = "Deployment"
+	KindService             = "Service"
+	KindEndpointSlice       = "EndpointSlice"
+	KindNetworkPolicy       = "NetworkPolicy"
+	KindCiliumNetworkPolicy = "CiliumNetworkPolicy"
+)
+
+// NamespaceNameLabel is the label with its name that the API server gives every
+// namespace, and Decode gives one that lacks it.
+const NamespaceNameLabel = corev1.LabelMetadataName
+
+// Source says where a document stands.
+type Source struct {
+	File string
+	Line int // of its first field, from 1; 0: unknown
+}
+
+func (s Source) String() string {
+	switch {
+	case s.File == "":
+		return "object"
+	case s.Line == 0:
+		return s.File
+	}
+	return fmt.Sprintf("%s:%d", s.File, s.Line)
+}
+
+// Object is one decoded document.
+type Object struct {
+	APIVersion string
+	Kind       string
+	Namespace  string // "default" if a namespaced object names none
+	Name       string
+	Source     Source
+	// JSON is the document as it was written, with sorted keys and without
+	// what Decode filled in.
+	JSON []byte
+	// Lines in Source.File by field path. Nil for all but policies.
+	Lines map[string]int
+	// Value is *Policy for policies, else the Kubernetes type: *corev1.Namespace,
+	// *corev1.Pod, *corev1.Node, *appsv1.Deployment, *corev1.Service,
+	// *discoveryv1.EndpointSlice.
+	Value any
+}
+
+// IsPolicy tells whether Value is a *Policy.
+func (o Object) IsPolicy() bool { _, ok := o.Value.(*Policy); return ok }
+
+// Key names an object in its cluster: kind/namespace/name.
+func (o Object) Key() string { return key(o.Kind, o.Namespace, o.Name) }
+
+func key(kind, namespace, name string) string {
+	if namespace == "" {
+		return kind + "/" + name
+	}
+	return kind + "/" + namespace + "/" + name
+}
+
+// A Problem is one reason why a document is refused.
+type Problem struct {
+	Path   string // field path; empty: the document
+	Line   int    // in the file; 0: unknown
+	Reason string // what is wrong, and what to do
+	// Unsupported: what is written is valid, Weir does not do it.
+	Unsupported bool
+}
+
+// Refusal is a document that has no effect, and why. It is an error.
+type Refusal struct {
+	APIVersion string
+	Kind       string // as far as it could be read, like the next two
+	Namespace  string
+	Name       string
+	Source     Source
+	Problems   []Problem // at least one
+}
+
+// Key names the refused object: kind/namespace/name.
+func (r *Refusal) Key() string { return key(r.Kind, r.Namespace, r.Name) }
+
+// Unsupported tells whether the document is refused, among others, for
+// something that is valid but not supported.
+func (r *Refusal) Unsupported() bool {
+	return slices.ContainsFunc(r.Problems, func(p Problem) bool { return p.Unsupported })
+}
+
+// Reason is all problems in one line.
+func (r *Refusal) Reason() string {
+	var parts []string
+	for _, p := range r.Problems {
+		text := p.Reason
+		if p.Path != "" {
+			text = p.Path + ": " + text
+		}
+		if p.Line != 0 && p.Line != r.Source.Line {
+			text = fmt.Sprintf("line %d: %s", p.Line, text)
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (r *Refusal) Error() string {
+	name := r.Key()
+	if r.Kind == "" {
+		name = "document"
+	}
+	return fmt.Sprintf("%s: %s refused: %s", r.Source, name, r.Reason())
+}
+
+// unsupportedKinds are the policy kinds that Weir knows of and refuses, and what
+// to do about it. Every other kind that is not served is refused as unknown.
+var unsupportedKinds = map[string]string{
+	"CiliumClusterwideNetworkPolicy": "policies of the whole cluster are not supported yet: write a CiliumNetworkPolicy in each namespace",
+	"ClusterNetworkPolicy":           "policies of the whole cluster are not supported yet: write a NetworkPolicy in each namespace",
+	"AdminNetworkPolicy":             "is superseded by ClusterNetworkPolicy and not supported: write a NetworkPolicy in each namespace",
+	"BaselineAdminNetworkPolicy":     "is superseded by ClusterNetworkPolicy and not supported: write a NetworkPolicy in each namespace",
+	"CiliumCIDRGroup":                "CIDR groups are not supported yet: write the CIDRs into the policies",
+}
+
+// Decode reads the documents of a file, YAML or JSON. What it cannot take whole
+// it refuses whole: a document with an unknown field, an unsupported feature or
+// a bad value has no effect, and takes no other document with it.
+func Decode(file string, data []byte) ([]Object, []Refusal) {
+	var objects []Object
+	var refused []Refusal
+	for _, c := range split(data) {
+		t, err := c.parse()
+		if err != nil {
+			refused = append(refused, Refusal{
+				Source:   Source{File: file, Line: c.line},
+				Problems: []Problem{{Reason: err.Error()}},
+			})
+			continue
+		}
+		if t == nil {
+			continue
+		}
+		for _, item := range items(t) {
+			o, r := decodeTree(file, item)
+			if r != nil {
+				refused = append(refused, *r)
+				continue
+			}
+			objects = append(objects, *o)
+		}
+	}
+	return objects, refused
+}
+
+// items unfolds a v1 List.
+func items(t *tree) []*tree {
+	m, ok := t.value.(map[string]any)
+	if !ok || m["kind"] != "List" || m["apiVersion"] != "v1" {
+		return []*tree{t}
+	}
+	list, ok := m["items"].([]any)
+	if !ok {
+		return []*tree{t}
+	}
+	out := make([]*tree, 0, len(list))
+	for i := range list {
+		out = append(out, t.item(i))
+	}
+	return out
+}
+
+// header is what every object has.
+type header struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
+	} `json:"metadata"`
+}
+
+func decodeTree(file string, t *tree) (*Object, *Refusal) {
+	src := Source{File: file, Line: t.line()}
+	text, err := json.Marshal(t.value)
+	if err != nil {
+		return nil, &Refusal{Source: src, Problems: []Problem{{Reason: err.Error()}}}
+	}
+	var h header
+	if err := json.Unmarshal(text, &h); err != nil {
+		return nil, &Refusal{Source: src, Problems: []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}}
+	}
+	o := &Object{APIVersion: h.APIVersion, Kind: h.Kind, Namespace: h.Metadata.Namespace, Name: h.Metadata.Name,
+		Source: src, JSON: text}
+	group, _, _ := strings.Cut(h.APIVersion, "/")
+	if group == "cilium.io" || h.Kind == KindNetworkPolicy || unsupportedKinds[h.Kind] != "" {
+		o.Lines = t.lines()
+		p, err := DecodePolicyJSON(text, file, src.Line, o.Lines)
+		if err != nil {
+			return nil, err
+		}
+		o.Namespace, o.Value = p.Origin.Namespace, p
+		return o, nil
+	}
+	if r := o.decodeTyped(t); r != nil {
+		return nil, r
+	}
+	return o, nil
+}
+
+// clusterScoped tells for each kind with a Kubernetes type whether it has no
+// namespace.
+var clusterScoped = map[string]bool{
+	"v1/" + KindNamespace:                      true,
+	"v1/" + KindNode:                           true,
+	"v1/" + KindPod:                            false,
+	"v1/" + KindService:                        false,
+	"apps/v1/" + KindDeployment:                false,
+	"discovery.k8s.io/v1/" + KindEndpointSlice: false,
+}
+
+func (o *Object) decodeTyped(t *tree) *Refusal {
+	cluster, known := clusterScoped[o.APIVersion+"/"+o.Kind]
+	switch {
+	case o.Kind == "" || o.APIVersion == "":
+		return o.refuse(t, "apiVersion and kind are required")
+	case !known:
+		return o.refuse(t, fmt.Sprintf("kind %s of %s is not one that Weir reads: take it out of the folder", o.Kind, o.APIVersion))
+	case o.Name == "":
+		return o.refuse(t, "metadata.name is required")
+	case cluster && o.Namespace != "":
+		return o.refuse(t, "metadata.namespace: a "+o.Kind+" has no namespace: remove the field")
+	}
+	v, problems := strict(o.JSON)
+	if len(problems) > 0 {
+		lines := t.lines()
+		for i := range problems {
+			problems[i].Line = lines[problems[i].Path]
+		}
+		return &Refusal{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name,
+			Source: o.Source, Problems: problems}
+	}
+	if !cluster {
+		o.Namespace = cmp.Or(o.Namespace, "default")
+		if m, ok := v.(interface{ SetNamespace(string) }); ok {
+			m.SetNamespace(o.Namespace)
+		}
+	}
+	if ns, ok := v.(*corev1.Namespace); ok {
+		if ns.Labels == nil {
+			ns.Labels = map[string]string{}
+		}
+		ns.Labels[NamespaceNameLabel] = ns.Name
+	}
+	o.Value = v
+	return nil
+}
+
+func (o *Object) refuse(t *tree, reason string) *Refusal {
+	r := &Refusal{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name,
+		Source: o.Source, Problems: []Problem{{Reason: reason}}}
+	if path, rest, ok := strings.Cut(reason, ": "); ok && strings.HasPrefix(path, "metadata.") {
+		r.Problems[0] = Problem{Path: path, Line: t.lines()[path], Reason: rest}
+	}
+	return r
+}
+
+// codecs decodes what client-go's scheme knows, and no field more.
+var codecs = sync.OnceValue(func() serializer.CodecFactory {
+	return serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict)
+})
+
+var quotedField = regexp.MustCompile(`(?:unknown|duplicate) field "([^"]+)"`)
+
+// strict decodes JSON into the type that client-go's scheme has for it, and
+// tells every field that the type does not have.
+func strict(text []byte) (runtime.Object, []Problem) {
+	v, _, err := codecs().UniversalDeserializer().Decode(text, nil, nil)
+	if err == nil {
+		return v, nil
+	}
+	s, ok := runtime.AsStrictDecodingError(err)
+	if !ok {
+		return nil, []Problem{{Reason: firstLine(err.Error())}}
+	}
+	var out []Problem
+	for _, e := range s.Errors() {
+		p := Problem{Reason: e.Error()}
+		if m := quotedField.FindStringSubmatch(p.Reason); m != nil {
+			p = Problem{Path: m[1], Reason: "unknown field: check its spelling and place"}
+		}
+		out = append(out, p)
+	}
+	return nil, out
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return string(bytes.TrimSpace([]byte(line)))
+}
