@@ -84,9 +84,9 @@ type Input struct {
 type Output struct {
 	State    plan.State
 	RuleSets []RuleSet // that State names, by number; the proxy must know them before State is in force
-	// Ready are the IDs of the endpoints that State judges by a policy which
-	// knows their identity. All others are closed.
-	Ready map[uint32]bool
+	// Ready says for the IDs of endpoints by which identity's policy State judges
+	// them. All others are closed.
+	Ready map[uint32]rule.IdentityHash
 	// Explain names what decided, for events that State gives rise to.
 	Explain *Explanation
 }
@@ -145,7 +145,7 @@ func (b *Builder) Build(in Input) (Output, error) {
 		Cells:     map[plan.CellKey]plan.PortMap{},
 		Services:  map[plan.ServiceKey][]plan.Backend{},
 		Pairs:     map[plan.RuleSetPair]rule.Verdict{},
-	}, ready: map[uint32]bool{}, explain: newExplanation(in)}
+	}, ready: map[uint32]rule.IdentityHash{}, explain: newExplanation(in)}
 	b.begin(in.Index)
 	for _, step := range []struct {
 		name string
@@ -194,7 +194,7 @@ type build struct {
 	builder *Builder
 	in      Input
 	state   plan.State
-	ready   map[uint32]bool
+	ready   map[uint32]rule.IdentityHash
 	explain *Explanation
 
 	lengths4, lengths6 []int // of the policy's prefixes, the longest first

@@ -33,7 +33,7 @@ func (x *build) endpoints() error {
 			if out.Ingress, err = x.row(subject, rule.Ingress); err != nil {
 				return fmt.Errorf("endpoint %d: %w", e.ID, err)
 			}
-			x.ready[e.ID] = true
+			x.ready[e.ID] = subject.Identity
 		}
 		x.state.Endpoints[e.Ifindex] = out
 	}
