@@ -149,7 +149,7 @@ func (x *Index) addRules(rules []rule.Rule) error {
 		seen[r.ID] = true
 		x.rules = append(x.rules, compile(r))
 	}
-	slices.SortFunc(x.rules, func(a, b compiled) int { return a.compare(b) })
+	slices.SortFunc(x.rules, func(a, b compiled) int { return a.compare(&b) })
 	for i, r := range x.rules {
 		key := subjectKey{r.Subject, r.Direction}
 		g := x.groups[key]
@@ -255,7 +255,7 @@ type compiled struct {
 }
 
 // compare orders rules by who decides first, then by who is attributed.
-func (r compiled) compare(o compiled) int {
+func (r *compiled) compare(o *compiled) int {
 	return cmp.Or(
 		cmp.Compare(r.Tier, o.Tier),
 		cmp.Compare(r.Priority, o.Priority),
@@ -265,17 +265,24 @@ func (r compiled) compare(o compiled) int {
 	)
 }
 
-// rank orders what rules of one tier and priority say: deny wins; pass leaves
-// more to others than allow; a plain allow widens HTTP.
-func (r compiled) rank() int {
+// What rules of one tier and priority say, in order of precedence: deny wins;
+// pass leaves more to others than allow; a plain allow widens HTTP.
+const (
+	plainDeny = iota
+	plainPass
+	plainAllow
+	httpAllow
+)
+
+func (r *compiled) rank() int {
 	switch {
 	case r.Action == rule.Deny:
-		return 0
+		return plainDeny
 	case r.Action == rule.Pass:
-		return 1
+		return plainPass
 	case r.Action == rule.Allow && r.RuleSet == rule.ID{}:
-		return 2
+		return plainAllow
 	default:
-		return 3
+		return httpAllow
 	}
 }

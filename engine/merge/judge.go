@@ -17,6 +17,10 @@ import (
 //	Isolate of any subject: deny.
 //	Baseline by priority, as Admin.
 //	Allow.
+//
+// What HTTP rules of the normal tier do not let pass goes on to isolation and
+// the baseline. So where nothing isolates and the baseline does not deny, they
+// restrict nothing.
 func (x *Index) Judge(row RowKey, matched []rule.ID, entity rule.Entity) (PortMap, Attribution) {
 	if entity < rule.World || entity > rule.Endpoints {
 		return PortMap{{}}, Attribution{{}}
@@ -146,14 +150,18 @@ func (c *cell) decide() (PortVerdict, AttributedRange) {
 		}
 		return PortVerdict{Kind: Allow}, AttributedRange{}
 	}
-	if inNormal {
+	if inNormal && (len(c.isolated) > 0 || c.at(i).RuleSet == rule.ID{}) {
 		return c.said(i)
 	}
 	if len(c.isolated) > 0 {
 		return PortVerdict{}, AttributedRange{Isolated: c.isolated}
 	}
-	if i := c.active.next(c.baseline); i < len(c.rules) {
+	last := c.active.next(c.baseline)
+	if inNormal && last < len(c.rules) && c.at(last).rank() != plainAllow {
 		return c.said(i)
+	}
+	if last < len(c.rules) {
+		return c.said(last)
 	}
 	return PortVerdict{Kind: Allow}, AttributedRange{}
 }
