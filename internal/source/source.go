@@ -62,7 +62,9 @@ type Refused struct {
 	Reason string
 }
 
-func (r Refused) String() string { return fmt.Sprintf("%s:%d: %s: %s", r.File, r.Line, r.Key, r.Reason) }
+func (r Refused) String() string {
+	return fmt.Sprintf("%s:%d: %s: %s", r.File, r.Line, r.Key, r.Reason)
+}
 
 // Decode reads the documents of a file.
 type Decode func(file string, data []byte) ([]Object, []Refused)

@@ -25,19 +25,19 @@ const renewals = 3
 // Hold tries to get the lease until ctx ends, and calls lead while it has it.
 // lead's ctx ends before the lease can be another's; lead must return then. If
 // lead returns by itself, the lease is given back and tried for again.
-func (l Lease) Hold(ctx context.Context, open Opener, log *slog.Logger, lead func(ctx context.Context) error) error {
+func (l Lease) Hold(ctx context.Context, open bus.Opener, log *slog.Logger, lead func(ctx context.Context) error) error {
 	for ctx.Err() == nil {
 		if err := l.try(ctx, open, log, lead); err != nil && ctx.Err() == nil {
 			log.Warn("lease not held", logkey.Name, l.Name, logkey.Error, err)
 		}
-		pause(ctx, bus.LeaseTTL/renewals)
+		bus.Pause(ctx, bus.LeaseTTL/renewals)
 	}
 	return nil
 }
 
 // try takes the lease if it is free and leads until it is lost. That another
 // holds it is no error.
-func (l Lease) try(ctx context.Context, open Opener, log *slog.Logger, lead func(context.Context) error) error {
+func (l Lease) try(ctx context.Context, open bus.Opener, log *slog.Logger, lead func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, bus.LeaseTTL)
 	defer cancel()
 	kv, err := open(limited)

@@ -42,7 +42,7 @@ func replay(t *testing.T, js jetstream.JetStream) *statelog.View {
 	go func() {
 		defer close(done)
 		open := func(ctx context.Context) (jetstream.KeyValue, error) { return bus.State(ctx, js) }
-		_ = statelog.Replay(ctx, open, slog.New(slog.DiscardHandler), v.Apply)
+		statelog.Replay(ctx, open, slog.New(slog.DiscardHandler), v.Apply)
 	}()
 	t.Cleanup(func() { stop(); <-done })
 	return v

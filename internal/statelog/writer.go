@@ -88,7 +88,7 @@ type versioned interface{ GetResourceVersion() string }
 
 // compare tells what writing next over old would be.
 func compare(old, next proto.Message) Outcome {
-	if proto.Equal(spec(old), spec(next)) {
+	if Same(old, next) {
 		return Unchanged
 	}
 	o, okOld := old.(versioned)
@@ -98,6 +98,10 @@ func compare(old, next proto.Message) Outcome {
 	}
 	return Written
 }
+
+// Same tells whether two values say the same but for their resource version
+// and time of observation.
+func Same(a, b proto.Message) bool { return proto.Equal(spec(a), spec(b)) }
 
 // spec is m without what may differ although it says the same.
 func spec(m proto.Message) proto.Message {
