@@ -1,0 +1,126 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// errWoken: the other goroutine of the connection has ended it.
+var errWoken = errors.New("the other end is gone")
+
+// A side is one end of a proxied connection, with limits on how long a read or
+// a write may take. One goroutine reads it, another may write it.
+type side struct {
+	tcp   *net.TCPConn
+	write time.Duration // for one write
+	woken atomic.Bool
+	// For the next reads: until then, or, if each is set, that long for each.
+	until time.Time
+	each  time.Duration
+}
+
+func (s *side) Read(b []byte) (int, error) {
+	if err := s.arm(); err != nil {
+		return 0, err
+	}
+	n, err := s.tcp.Read(b)
+	if err != nil && s.woken.Load() {
+		err = errWoken
+	}
+	return n, err
+}
+
+func (s *side) arm() error {
+	deadline := s.until
+	if s.each > 0 {
+		deadline = time.Now().Add(s.each)
+	}
+	if err := s.tcp.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	if s.woken.Load() { // after the deadline was set, which may have hidden a wake's
+		return errWoken
+	}
+	return nil
+}
+
+// wake makes reads under way and to come return errWoken.
+func (s *side) wake() {
+	s.woken.Store(true)
+	// An error says that the connection is closed, which wakes as well.
+	_ = s.tcp.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (s *side) Write(b []byte) (int, error) {
+	if err := s.tcp.SetWriteDeadline(time.Now().Add(s.write)); err != nil {
+		return 0, err
+	}
+	return s.tcp.Write(b)
+}
+
+// spliceAtOnce bounds what one deadline is for.
+const spliceAtOnce = 256 << 10
+
+// SpliceTo moves n bytes to another side within the kernel. It returns early
+// without an error at the connection's end.
+func (s *side) SpliceTo(dst io.Writer, n int64) (int64, error) {
+	d, ok := dst.(*side)
+	if !ok {
+		return 0, errors.ErrUnsupported
+	}
+	done := int64(0)
+	for done < n {
+		if err := s.arm(); err != nil {
+			return done, err
+		}
+		if err := d.tcp.SetWriteDeadline(time.Now().Add(max(s.each, d.write))); err != nil {
+			return done, err
+		}
+		want := min(n-done, spliceAtOnce)
+		got, err := d.tcp.ReadFrom(&io.LimitedReader{R: s.tcp, N: want})
+		done += got
+		if err != nil || got < want {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// finish ends the sending half and reads on for a moment, so that what was
+// written is not lost to a reset by bytes that nobody will read.
+func (s *side) finish() {
+	s.each, s.until = 0, time.Now().Add(time.Second)
+	if err := s.tcp.CloseWrite(); err != nil || s.arm() != nil {
+		return
+	}
+	// What comes is of no interest, nor why it ends.
+	_, _ = io.CopyN(io.Discard, onlyReader{s.tcp}, 256<<10)
+}
+
+// onlyReader hides what else a connection can do.
+type onlyReader struct{ io.Reader }
+
+// reset closes a connection so that the peer sees a reset.
+func reset(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		// An error says that the connection is gone already.
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// isTransient reports whether accept may succeed when tried again.
+func isTransient(err error) bool {
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPROTO,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,140 @@
+// Package rules holds the rule sets that the node's proxy judges requests by,
+// under the numbers that conntrack slots carry.
+//
+// A rule set is compiled once, when it becomes known, and then only read. A
+// number that is not known, and a rule set that cannot be compiled, let
+// nothing pass. The package imports engine/httprule, engine/rule, http1 and
+// the standard library. A Table may be used by any number of goroutines.
+package rules
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"weir.dev/weir/engine/httprule"
+	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/services/l7proxy/internal/http1"
+)
+
+// Reasons of denials.
+const (
+	ReasonDenied    = "http-denied"         // no rule lets the request pass
+	ReasonAmbiguous = "http-ambiguous-path" // only a pattern would, and the path has several readings
+)
+
+// A Decision is what a rule set says of a request. The zero Decision denies.
+type Decision struct {
+	Allowed bool
+	Rule    int    // index of the first rule that matched, -1: none
+	Reason  string // of a denial
+}
+
+// A Set is a compiled rule set: every one of its parts must let a request pass.
+// A Set without parts lets none pass.
+type Set struct{ parts []part }
+
+// part is one rule set of the policy.
+type part struct {
+	all *httprule.Matcher
+	// exact has the rules that name no path or exactly one, which is all that
+	// judges an ambiguous path. numbers has their indices in all.
+	exact   *httprule.Matcher
+	numbers []int
+}
+
+// Compile makes a Set that demands all of the given rule sets.
+func Compile(all [][]rule.HTTPRule) (*Set, error) {
+	s := &Set{}
+	for i, rules := range all {
+		p, err := compilePart(rules)
+		if err != nil {
+			return nil, fmt.Errorf("part %d: %w", i, err)
+		}
+		s.parts = append(s.parts, p)
+	}
+	return s, nil
+}
+
+func compilePart(rules []rule.HTTPRule) (part, error) {
+	var p part
+	var err error
+	if p.all, err = httprule.Compile(rules); err != nil {
+		return part{}, err
+	}
+	var exact []rule.HTTPRule
+	for i, r := range rules {
+		if r.Path == nil || httprule.Literal(*r.Path) {
+			exact = append(exact, r)
+			p.numbers = append(p.numbers, i)
+		}
+	}
+	p.exact, err = httprule.Compile(exact)
+	return p, err
+}
+
+// Judge decides a request.
+func (s *Set) Judge(r httprule.Request) Decision {
+	d := Decision{Rule: -1, Reason: ReasonDenied}
+	ambiguous := http1.Ambiguous(r.Path)
+	for i, p := range s.parts {
+		var index int
+		var ok bool
+		if ambiguous {
+			if index, ok = p.exact.Match(r); ok {
+				index = p.numbers[index]
+			} else if _, pattern := p.all.Match(r); pattern {
+				return Decision{Rule: -1, Reason: ReasonAmbiguous}
+			}
+		} else {
+			index, ok = p.all.Match(r)
+		}
+		if !ok {
+			return Decision{Rule: -1, Reason: ReasonDenied}
+		}
+		if i == 0 {
+			d.Rule = index
+		}
+	}
+	if len(s.parts) == 0 {
+		return d
+	}
+	return Decision{Allowed: true, Rule: d.Rule}
+}
+
+// A Table holds Sets by their numbers. The zero Table holds none.
+type Table struct {
+	mu   sync.Mutex // of writers
+	sets atomic.Pointer[map[uint32]*Set]
+}
+
+// Get returns the Set with that number, or nil.
+func (t *Table) Get(number uint32) *Set {
+	if sets := t.sets.Load(); sets != nil {
+		return (*sets)[number]
+	}
+	return nil
+}
+
+// Apply makes sets known; with complete, all others are forgotten.
+func (t *Table) Apply(sets map[uint32]*Set, complete bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := map[uint32]*Set{}
+	if old := t.sets.Load(); old != nil && !complete {
+		next = maps.Clone(*old)
+	}
+	maps.Copy(next, sets)
+	t.sets.Store(&next)
+}
+
+// Numbers returns the known numbers, ascending.
+func (t *Table) Numbers() []uint32 {
+	sets := t.sets.Load()
+	if sets == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(*sets))
+}
