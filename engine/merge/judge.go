@@ -143,9 +143,9 @@ func (c *cell) decide() (PortVerdict, AttributedRange) {
 	if inNormal && c.at(i).Action == rule.Deny {
 		return c.said(i)
 	}
-	if c.host {
+	if c.host && !(inNormal && c.at(i).rank() == plainAllow) {
 		// A node may always reach its own pods, unless a rule denies it.
-		if i := c.active.next(c.baseline); i < len(c.rules) && c.at(i).Action == rule.Deny {
+		if i := c.active.next(c.baseline); !inNormal && i < len(c.rules) && c.at(i).Action == rule.Deny {
 			return c.said(i)
 		}
 		return PortVerdict{Kind: Allow}, AttributedRange{}
