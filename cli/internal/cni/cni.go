@@ -38,7 +38,7 @@ func Funcs(ctx context.Context) skel.CNIFuncs {
 }
 
 // limit is how long one command may take. A runtime tries a failed ADD again.
-const limit = 60 * time.Second
+const limit = 30 * time.Second
 
 const defaultSocket = "/run/weir/cni.sock"
 

@@ -182,7 +182,9 @@ func TestRefusalsBecomeErrorsOfCNI(t *testing.T) {
 // A pod's start fails, with a hint, when there is no enforcer.
 func TestStatusWithoutEnforcer(t *testing.T) {
 	p := testPlugin(t)
-	p.ctx = func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 200*time.Millisecond) }
+	p.ctx = func() (context.Context, context.CancelFunc) {
+		return context.WithTimeout(t.Context(), 200*time.Millisecond)
+	}
 	var failed *types.Error
 	if err := p.status(args(filepath.Join(t.TempDir(), "none"), "")); !errors.As(err, &failed) || failed.Code != types.ErrPluginNotAvailable {
 		t.Errorf("status: got %v, want that the plugin is not available", err)

@@ -74,7 +74,9 @@ type Input struct {
 	Subjects map[rule.IdentityHash]rule.Subject
 	Services []rule.Service
 
-	Records      map[netip.Addr]Record
+	Records map[netip.Addr]Record
+	// Names are the live DNS names of addresses outside, sorted.
+	Names        map[netip.Addr][]string
 	NodeAddrs    []netip.Addr // that interfaces of this node have
 	ClusterCIDRs []netip.Prefix
 	Endpoints    []Endpoint

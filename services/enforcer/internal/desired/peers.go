@@ -17,10 +17,11 @@ type peerKey struct {
 	entered Position // of the identity; zero: not a pod
 	entity  rule.Entity
 	prefix  netip.Prefix // the longest of the policy's; zero: none covers it
+	names   string       // live DNS names, each with a blank after it
 }
 
 func (k peerKey) String() string {
-	return fmt.Sprintf("%d/%d %d %s", k.entered.Generation, k.entered.Revision, k.entity, k.prefix)
+	return fmt.Sprintf("%d/%d %d %s %s", k.entered.Generation, k.entered.Revision, k.entity, k.prefix, k.names)
 }
 
 // numberedClass is a class that some peer of the build has.
@@ -99,6 +100,9 @@ func (x *build) longest(p netip.Prefix) netip.Prefix {
 // has is the node's own, whatever a record says; what a local endpoint has means
 // that endpoint, and a record of another pod is late.
 func (x *build) addresses() error {
+	if err := x.names(); err != nil {
+		return err
+	}
 	local := map[netip.Addr]string{}
 	for _, e := range x.in.Endpoints {
 		for _, a := range e.Addrs {
@@ -109,7 +113,7 @@ func (x *build) addresses() error {
 		}
 	}
 	for _, r := range x.in.Records {
-		if uid, ok := local[r.Addr]; ok && uid != r.PodUID {
+		if uid, mine := local[r.Addr]; mine && uid != r.PodUID {
 			continue
 		}
 		if err := x.address(r); err != nil {
@@ -120,6 +124,26 @@ func (x *build) addresses() error {
 		if err := x.address(Record{Addr: a, Node: x.in.Node, NodeAddress: true}); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// names gives an address with live names a peer of its own, which is also all
+// that its prefixes make of it: an exact entry hides them in the kernel.
+func (x *build) names() error {
+	for a, names := range x.in.Names {
+		host := netip.PrefixFrom(a, a.BitLen())
+		ref, err := x.prefixRef(host)
+		if err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+		if ref.Flags == 0 {
+			key := peerKey{entity: rule.World, prefix: x.longest(host), names: strings.Join(names, " ") + " "}
+			if ref.Peer, err = x.peer(key); err != nil {
+				return fmt.Errorf("address %s: %w", a, err)
+			}
+		}
+		x.state.Addresses[a] = ref
 	}
 	return nil
 }
@@ -164,7 +188,9 @@ func (x *build) peer(key peerKey) (plan.Peer, error) {
 	if _, done := x.state.Classes[peer]; done || x.in.Index == nil {
 		return peer, nil
 	}
-	matched := x.in.Index.Matches(merge.PeerDesc{Identity: key.entered.Revision, Entity: key.entity, Prefix: key.prefix})
+	matched := x.in.Index.Matches(merge.PeerDesc{
+		Identity: key.entered.Revision, Entity: key.entity, Prefix: key.prefix, Names: strings.Fields(key.names),
+	})
 	class, err := x.class(matched, key.entity)
 	if err != nil {
 		return plan.NoPeer, err
