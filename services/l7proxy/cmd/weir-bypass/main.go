@@ -1,5 +1,5 @@
 // Command weir-bypass runs a corpus of HTTP inputs that try to get round an
-// allow-list, FILE in the format of services/l7proxy/internal/bypass/testdata,
+// allow-list, FILE in the format of services/l7proxy/internal/http1/testdata,
 // through a real proxy on loopback. It prints what failed and how many passed,
 // and exits 1 if any failed.
 package main

@@ -11,7 +11,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func corpus(t *testing.T) *Corpus {
 	t.Helper()
-	b, err := os.ReadFile("testdata/http-bypass.json")
+	b, err := os.ReadFile("../http1/testdata/http-bypass.json")
 	if err != nil {
 		t.Fatal(err)
 	}
