@@ -85,9 +85,7 @@ func (e *Explanation) origins(ids []rule.ID) []rule.Origin {
 		}
 	}
 	slices.SortFunc(out, rule.CompareOrigin)
-	return slices.CompactFunc(out, func(a, b rule.Origin) bool {
-		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
-	})
+	return slices.CompactFunc(out, samePolicy)
 }
 
 // Entity is that of a peer: Endpoints for a pod, zero for an unknown number.
@@ -120,7 +118,17 @@ func (e *Explanation) HTTPPolicies(number rule.Verdict) []rule.Origin {
 		}
 	}
 	slices.SortFunc(out, rule.CompareOrigin)
-	return slices.CompactFunc(out, func(a, b rule.Origin) bool {
-		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
-	})
+	return slices.CompactFunc(out, samePolicy)
+}
+
+// Refusing are the policies that select the endpoints of a row, or have rules in
+// the rule set, without letting a request pass: each once.
+func (e *Explanation) Refusing(row plan.Row, number rule.Verdict) []rule.Origin {
+	out := append(e.Selecting(row), e.HTTPPolicies(number)...)
+	slices.SortFunc(out, rule.CompareOrigin)
+	return slices.CompactFunc(out, samePolicy)
+}
+
+func samePolicy(a, b rule.Origin) bool {
+	return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Name == b.Name
 }

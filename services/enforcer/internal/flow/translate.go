@@ -1,0 +1,274 @@
+package flow
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"weir.dev/weir/bpf/datapath"
+	"weir.dev/weir/engine/rule"
+	flowv1 "weir.dev/weir/proto/weir/flow/v1"
+	l7proxyv1 "weir.dev/weir/proto/weir/l7proxy/v1"
+	policyv1 "weir.dev/weir/proto/weir/policy/v1"
+	"weir.dev/weir/services/enforcer/internal/desired"
+	"weir.dev/weir/services/enforcer/internal/endpoint"
+	"weir.dev/weir/services/enforcer/internal/plan"
+)
+
+// Reasons that only user space knows.
+const (
+	reasonDenied     = "denied"
+	reasonHTTPDenied = "http-denied"
+)
+
+// Records finds the record of an address.
+type Records interface {
+	Find(netip.Addr) (desired.Record, bool)
+}
+
+// Endpoints lists the node's own.
+type Endpoints interface {
+	List() []endpoint.Endpoint
+}
+
+// Translator names what events tell by number. It may be used by several
+// goroutines.
+type Translator struct {
+	node      string
+	records   Records
+	endpoints Endpoints
+
+	mu      sync.RWMutex
+	history []state // by word, the newest last
+	local   map[netip.Addr]endpoint.Endpoint
+}
+
+// state is what explains the events of one word.
+type state struct {
+	word    uint64
+	kernel  plan.State
+	explain *desired.Explanation
+}
+
+// historySize is how many words back events are explained: they lie in the ring
+// for milliseconds.
+const historySize = 4
+
+// NewTranslator makes a Translator for a node that has nothing in force yet.
+func NewTranslator(node string, r Records, e Endpoints) *Translator {
+	return &Translator{node: node, records: r, endpoints: e}
+}
+
+// InForce takes note of what explains the events from now on.
+func (t *Translator) InForce(word uint64, s plan.State, e *desired.Explanation) {
+	local := map[netip.Addr]endpoint.Endpoint{}
+	for _, x := range t.endpoints.List() {
+		for _, a := range x.Addrs {
+			local[a] = x
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.local = local
+	now := state{word, s, e}
+	if n := len(t.history); n > 0 && t.history[n-1].word == word {
+		t.history[n-1] = now
+		return
+	}
+	t.history = append(t.history, now)
+	if len(t.history) > historySize {
+		t.history = append([]state{}, t.history[1:]...)
+	}
+}
+
+// at is the state of a word, or the newest.
+func (t *Translator) at(word uint64) (state, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for i := len(t.history) - 1; i >= 0; i-- {
+		if t.history[i].word == word {
+			return t.history[i], true
+		}
+	}
+	if n := len(t.history); n > 0 {
+		return t.history[n-1], true
+	}
+	return state{}, false
+}
+
+// Event is the flow that an event tells. now and boot are the same moment, as
+// the wall clock and as the time since boot.
+func (t *Translator) Event(e *datapath.WeirEvent, now time.Time, boot time.Duration) *flowv1.Flow {
+	src, dst := netip.AddrFrom16(e.Src.A).Unmap(), netip.AddrFrom16(e.Dst.A).Unmap()
+	s, known := t.at(e.Word)
+	f := &flowv1.Flow{
+		Time: timestamppb.New(now.Add(time.Duration(e.Time) - boot)), Node: t.node,
+		Direction: policyv1.Direction_DIRECTION_EGRESS, Verdict: policyv1.Verdict_VERDICT_DENY,
+		Source: t.peer(src), Destination: t.peer(dst), Protocol: uint32(e.Protocol),
+		SourcePort: uint32(fromWire(e.Sport)), DestinationPort: uint32(fromWire(e.Dport)), Word: e.Word,
+	}
+	other := f.Destination
+	if e.Ingress != 0 {
+		f.Direction, other = policyv1.Direction_DIRECTION_INGRESS, f.Source
+	}
+	if e.Kind == uint8(datapath.EventAllow) {
+		f.Verdict = policyv1.Verdict_VERDICT_ALLOW
+		if e.Verdict >= datapath.FirstRuleSet {
+			f.Verdict = policyv1.Verdict_VERDICT_HTTP
+		}
+	} else {
+		f.Reason = datapath.Reason(e.Reason).String()
+	}
+	if !known {
+		return f
+	}
+	f.Revision = uint64(s.explain.At.Revision)
+	t.nameOther(other, s.explain, e, dst)
+	if !judged(e) {
+		return f
+	}
+	d := s.explain.Decide(plan.Row(e.Row), plan.Class(e.ClassId), e.Protocol, e.Port)
+	if d.Rule != nil {
+		f.DecidedBy = origin(d.Rule.Origin)
+		if d.Rule.Action == rule.Deny && e.Reason == uint8(datapath.ReasonNoRule) {
+			f.Reason = reasonDenied
+		}
+	}
+	f.SelectedBy = origins(d.Selecting)
+	return f
+}
+
+// judged says whether a row's cell had a part in the event.
+func judged(e *datapath.WeirEvent) bool {
+	switch datapath.Reason(e.Reason) {
+	case datapath.ReasonNone, datapath.ReasonNoRule, datapath.ReasonDenied, datapath.ReasonBackendsDiffer,
+		datapath.ReasonNoProxy, datapath.ReasonHTTPStarted, datapath.ReasonNoBackend:
+		return e.Row >= datapath.FirstRow
+	}
+	return false
+}
+
+// nameOther names the far end where no pod has its address.
+func (t *Translator) nameOther(p *flowv1.Peer, x *desired.Explanation, e *datapath.WeirEvent, dst netip.Addr) {
+	if p.Pod != "" {
+		return
+	}
+	if e.Ingress == 0 {
+		service, ok := x.Service(plan.ServiceKey{Addr: dst, Protocol: e.Protocol, Port: fromWire(e.Dport)})
+		if ok {
+			p.Namespace, p.Entity = service.Namespace, "service "+service.Name
+			return
+		}
+	}
+	if name := entityName(x.Entity(plan.Peer(e.Peer))); name != "" && p.Entity == "" {
+		p.Entity = name
+	}
+}
+
+func entityName(e rule.Entity) string {
+	switch e {
+	case rule.World:
+		return "world"
+	case rule.Host:
+		return "host"
+	case rule.RemoteNode:
+		return "remote-node"
+	}
+	return ""
+}
+
+// peer names an address by the node's own endpoints, then by the records.
+func (t *Translator) peer(a netip.Addr) *flowv1.Peer {
+	p := &flowv1.Peer{Address: a.AsSlice()}
+	t.mu.RLock()
+	e, ok := t.local[a]
+	t.mu.RUnlock()
+	if ok {
+		p.Namespace, p.Pod, p.Identity, p.Labels = e.Namespace, e.Pod, e.Identity[:], e.Labels
+		return p
+	}
+	r, ok := t.records.Find(a)
+	switch {
+	case !ok:
+	case r.NodeAddress && r.Node == t.node:
+		p.Entity = "host"
+	case r.NodeAddress:
+		p.Entity = "remote-node"
+	default:
+		p.Namespace, p.Pod, p.Identity = r.Namespace, r.Pod, r.Identity[:]
+	}
+	return p
+}
+
+// Request is the flow that a verdict of the proxy tells.
+func (t *Translator) Request(v *l7proxyv1.RequestVerdict) *flowv1.Flow {
+	src, _ := netip.AddrFromSlice(v.GetSource())
+	dst, _ := netip.AddrFromSlice(v.GetDestination())
+	src, dst = src.Unmap(), dst.Unmap()
+	f := &flowv1.Flow{
+		Time: timestamppb.New(time.Unix(0, int64(v.GetTimeUnixNano()))), Node: t.node,
+		Direction: v.GetDirection(), Verdict: policyv1.Verdict_VERDICT_ALLOW,
+		Source: t.peer(src), Destination: t.peer(dst), Protocol: uint32(rule.TCP),
+		SourcePort: v.GetSourcePort(), DestinationPort: v.GetDestinationPort(),
+		Http: &flowv1.HTTPFlow{Method: v.GetMethod(), Path: v.GetPath(), Host: v.GetHost(), Status: v.GetStatus(), Requests: 1},
+	}
+	if v.GetDenied() {
+		f.Verdict, f.Reason = policyv1.Verdict_VERDICT_DENY, v.GetReason()
+		if f.Reason == "" {
+			f.Reason = reasonHTTPDenied
+		}
+	}
+	s, known := t.at(^uint64(0))
+	if !known {
+		return f
+	}
+	f.Revision, f.Word = uint64(s.explain.At.Revision), s.word
+	if e := v.GetDirection() == policyv1.Direction_DIRECTION_EGRESS; e {
+		if service, ok := s.explain.Service(plan.ServiceKey{Addr: dst, Protocol: rule.TCP, Port: uint16(v.GetDestinationPort())}); ok {
+			f.Destination.Namespace, f.Destination.Entity = service.Namespace, "service "+service.Name
+		}
+	}
+	if h, ok := s.explain.HTTPRule(rule.Verdict(v.GetRuleSet()), int(v.GetRule())); ok && !v.GetDenied() {
+		f.DecidedBy = origin(h.Origin)
+		return f
+	}
+	if v.GetDenied() {
+		f.SelectedBy = origins(s.explain.Refusing(t.row(s, src, dst, v.GetDirection()), rule.Verdict(v.GetRuleSet())))
+	}
+	return f
+}
+
+// row is that of the pod whose traffic was judged; closed if it is gone.
+func (t *Translator) row(s state, src, dst netip.Addr, d policyv1.Direction) plan.Row {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if d == policyv1.Direction_DIRECTION_EGRESS {
+		return s.kernel.Endpoints[t.local[src].Ifindex].Egress
+	}
+	return s.kernel.Endpoints[t.local[dst].Ifindex].Ingress
+}
+
+// fromWire is a port whose two bytes are in network byte order.
+func fromWire(v uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], v)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+func origins(os []rule.Origin) []*policyv1.Origin {
+	var out []*policyv1.Origin
+	for _, o := range os {
+		out = append(out, origin(o))
+	}
+	return out
+}
+
+func origin(o rule.Origin) *policyv1.Origin {
+	return &policyv1.Origin{
+		Kind: o.Kind, ApiVersion: o.APIVersion, Namespace: o.Namespace, Name: o.Name,
+		Path: o.Path, File: o.File, Line: uint32(o.Line),
+	}
+}
