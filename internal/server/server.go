@@ -42,6 +42,10 @@ type Config struct {
 	HTTP    string // path, /metrics /livez /readyz
 	TLSDir  string // for Listen
 	Version string
+	// Open listeners for a process that may not make them itself, in place of
+	// the paths.
+	SocketListener net.Listener
+	HTTPListener   net.Listener
 }
 
 // Server serves the registered services until its context ends. Register and
@@ -89,7 +93,7 @@ func New(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*Server, error
 		}
 		s.tcp = s.grpcServer(conf)
 	}
-	if cfg.Socket != "" {
+	if cfg.Socket != "" || cfg.SocketListener != nil {
 		s.unix = s.grpcServer(nil)
 	}
 	return s, nil
@@ -156,7 +160,7 @@ func (s *Server) serveGRPC(ctx context.Context, g *errgroup.Group) error {
 		run(ctx, g, s.tcp, lis)
 	}
 	if s.unix != nil {
-		lis, err := ListenUnix(ctx, s.cfg.Socket)
+		lis, err := orListen(ctx, s.cfg.SocketListener, s.cfg.Socket)
 		if err != nil {
 			return err
 		}
@@ -189,10 +193,10 @@ func run(ctx context.Context, g *errgroup.Group, srv *grpc.Server, lis net.Liste
 }
 
 func (s *Server) serveHTTP(ctx context.Context, g *errgroup.Group) error {
-	if s.cfg.HTTP == "" {
+	if s.cfg.HTTP == "" && s.cfg.HTTPListener == nil {
 		return nil
 	}
-	lis, err := ListenUnix(ctx, s.cfg.HTTP)
+	lis, err := orListen(ctx, s.cfg.HTTPListener, s.cfg.HTTP)
 	if err != nil {
 		return err
 	}
@@ -260,6 +264,14 @@ func (s *Server) Ready() error {
 		}
 	}
 	return errors.Join(missing...)
+}
+
+// orListen returns the open listener, or else one on path.
+func orListen(ctx context.Context, open net.Listener, path string) (net.Listener, error) {
+	if open != nil {
+		return open, nil
+	}
+	return ListenUnix(ctx, path)
 }
 
 // ListenUnix listens on path, which only this user may open. It takes the place
