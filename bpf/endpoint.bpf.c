@@ -1,21 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
- * What runs on the host's end of every pod's veth: the judgement of its egress
- * and of its ingress.
+ * What runs on the host's end of every pod's veth: the judgement of what the pod
+ * sends and of what it gets.
  */
-#include "lib/kernel.h"
-#include "lib/maps.h"
+#include "lib/pod.h"
 
 SEC("tcx/ingress")
 int from_pod(struct __sk_buff *skb)
 {
-	(void)skb;
-	return TCX_DROP;
+	if (skb->mark == MARK_REENTRY) {
+		skb->mark = 0;
+		return TCX_NEXT;
+	}
+	return at_pod(skb, false);
 }
 
 SEC("tcx/egress")
 int to_pod(struct __sk_buff *skb)
 {
-	(void)skb;
-	return TCX_DROP;
+	return at_pod(skb, true);
 }

@@ -27,7 +27,8 @@ const (
 	ReasonHTTPStarted    Reason = 0x11
 	ReasonInternal       Reason = 0x12
 	ReasonBadARP         Reason = 0x13
-	ReasonCount          Reason = 0x14
+	ReasonBadNdp         Reason = 0x14
+	ReasonCount          Reason = 0x15
 )
 
 // String is the name in lower case with dashes; "unknown" of an unknown value.
@@ -73,6 +74,8 @@ func (v Reason) String() string {
 		return "internal"
 	case ReasonBadARP:
 		return "bad-arp"
+	case ReasonBadNdp:
+		return "bad-ndp"
 	}
 	return "unknown"
 }
@@ -139,7 +142,6 @@ const (
 	CTFINB           = 0x40
 	CTRST            = 0x80
 	CTDenied         = 0x100
-	CTOwnerIngress   = 0x200
 )
 
 // Limits.

@@ -60,7 +60,9 @@ type weirWeirCt struct {
 	LastSeen  uint32
 	Endpoint  [2]uint32
 	Neighbour [2][6]uint8
+	Owner     uint32
 	Busy      uint32
+	_         [4]byte
 }
 
 type weirWeirCtKey struct {
@@ -111,8 +113,9 @@ type weirWeirFragment struct {
 	_        structs.HostLayout
 	Sport    uint16
 	Dport    uint16
+	Protocol uint8
 	IcmpType uint8
-	Pad      [3]uint8
+	Pad      [2]uint8
 }
 
 type weirWeirFragmentKey struct {

@@ -10,6 +10,8 @@
  */
 #pragma once
 
+#include <linux/types.h>
+
 #define WEIR_LAYOUT 1
 
 /* Verdicts. Zero denies. From WEIR_FIRST_RULE_SET on: number of a rule set. */
@@ -129,8 +131,8 @@ struct weir_rule_set_pair {
 	__u32 b;
 };
 
-/* Conntrack. The lesser of (address, port) stands first, so both directions of
- * a flow have one key. */
+/* Conntrack. The lesser of (address, port), compared as bytes, stands first, so
+ * both directions of a flow have one key. */
 struct weir_ct_key {
 	struct weir_addr addr[2];
 	__be16 port[2];
@@ -157,7 +159,6 @@ enum weir_ct_flag {
 	WEIR_CT_FIN_B = 0x40,
 	WEIR_CT_RST = 0x80,
 	WEIR_CT_DENIED = 0x100, /* denied since it was made: to be cut */
-	WEIR_CT_OWNER_INGRESS = 0x200, /* counts for endpoint[1], else for [0] */
 };
 struct weir_ct {
 	struct weir_ct_slot slot[2];
@@ -167,9 +168,11 @@ struct weir_ct {
 	/* Of the pod's neighbour towards the network, as its SYN had it: a proxied
 	 * flow leaves with that destination. */
 	__u8 neighbour[2][6];
+	__u32 owner; /* weir_endpoint.id whose quota the entry takes; 0: none */
 	__u32 busy; /* 1 while a slot is written; who finds it so does not write */
 };
-_Static_assert(sizeof(struct weir_ct) == 64, "no hidden padding");
+_Static_assert(sizeof(struct weir_ct_key) == 40, "no hidden padding");
+_Static_assert(sizeof(struct weir_ct) == 72, "its end is padded");
 
 /* weir_quota_used: entries of weir_ct_tcp ever made for an endpoint, by its id;
  * only the programs write it. weir_quota_freed: entries removed; only user space
@@ -181,14 +184,15 @@ _Static_assert(sizeof(struct weir_ct) == 64, "no hidden padding");
 struct weir_fragment_key {
 	struct weir_addr src, dst;
 	__u32 id; /* as on the wire */
-	__u8 protocol;
+	__u8 protocol; /* as each fragment's header says */
 	__u8 pad[3];
 };
 struct weir_fragment {
 	__be16 sport;
 	__be16 dport;
+	__u8 protocol; /* behind all extension headers */
 	__u8 icmp_type;
-	__u8 pad[3];
+	__u8 pad[2];
 };
 
 /* Why a packet was dropped; also the metric's label and the flow's reason. The
@@ -216,6 +220,7 @@ enum weir_reason {
 	WEIR_REASON_HTTP_STARTED = 17,	  /* a plain connection now has HTTP rules */
 	WEIR_REASON_INTERNAL = 18,	  /* a map that must be there is not */
 	WEIR_REASON_BAD_ARP = 19,
+	WEIR_REASON_BAD_NDP = 20,	  /* a router's, or another's, or from afar */
 	WEIR_REASON_COUNT,
 };
 

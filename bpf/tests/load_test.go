@@ -1,6 +1,8 @@
 package tests
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -24,7 +26,11 @@ func TestLoad(t *testing.T) {
 	}
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
-		t.Fatalf("%+v", err)
+		var ve *ebpf.VerifierError
+		if errors.As(err, &ve) {
+			t.Log(strings.Join(ve.Log[max(0, len(ve.Log)-60):], "\n"))
+		}
+		t.Fatal(err)
 	}
 	defer coll.Close()
 	for _, name := range datapath.Programs() {

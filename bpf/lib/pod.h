@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* One packet at a pod's veth, from the frame to the verdict. */
+#pragma once
+
+#include "conntrack.h"
+#include "fragment.h"
+#include "icmp.h"
+#include "neighbour.h"
+#include "service.h"
+#include "steer.h"
+
+/* Flows without connections are forgotten after as long a silence, seconds. */
+#define CT_ANY_TIMEOUT 120
+
+static __always_inline int pass(const struct judgement *j, bool proxied)
+{
+	if (j->packet.flags & PACKET_FIRST_FRAGMENT)
+		remember_fragment(&j->packet);
+	if (proxied)
+		return steer(j);
+	return TCX_NEXT;
+}
+
+/* Denied. A flow that conntrack holds may still be reset, once, so that the ends
+ * of a forbidden connection hear of it (threat P9). */
+static __noinline int deny(struct __sk_buff *skb, struct judgement *j, enum weir_reason reason,
+			   bool begins)
+{
+	bool proxied;
+
+	if (!ct_holds(j) || begins || j->packet.flags & PACKET_ABOUT_FLOW)
+		return tell_drop(j, reason);
+	if (is_bare_reset(skb, &j->packet)) {
+		proxied = j->ct->flags & ct_proxied_flag(j->slot);
+		j->ct->slot[j->slot & 1].ifindex = 0;
+		count(WEIR_REASON_NONE, j->slot == WEIR_SLOT_INGRESS);
+		return pass(j, proxied);
+	}
+	if (!(j->ct->flags & WEIR_CT_DENIED))
+		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED);
+	return tell_drop(j, reason);
+}
+
+/* Writes the judgement down, and tells of it if it is new. False: no room. */
+static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u32 flags, bool begins)
+{
+	struct weir_ct_slot *slot;
+	__u32 clear = 0;
+	bool news = true;
+
+	if (goes_forward(j) == j->src_first)
+		flags |= WEIR_CT_A_INITIATES;
+	if (!j->ct && ct_insert(skb, j, flags)) {
+		tell_flow(j);
+		return true;
+	}
+	if (!j->ct)
+		j->ct = ct_lookup(&j->key); /* another CPU was first */
+	if (!j->ct) {
+		if (begins)
+			tell_flow(j);
+		return false;
+	}
+	slot = &j->ct->slot[j->slot & 1];
+	if (ct_src_initiates(j, j->ct->flags) != goes_forward(j))
+		clear = ~0U;
+	else if (begins)
+		clear = WEIR_CT_GUESSED | WEIR_CT_FIN_A | WEIR_CT_FIN_B | WEIR_CT_RST |
+			WEIR_CT_SEEN_REPLY | WEIR_CT_DENIED | ct_proxied_flag(j->slot);
+	else
+		news = slot->ifindex != j->ifindex || slot->verdict != j->verdict;
+	if (!ct_write(skb, j, j->ct, clear, flags))
+		return false;
+	if (news)
+		tell_flow(j);
+	return true;
+}
+
+/* Allowed, or to be read by the proxy. Which of the two a connection is was
+ * fixed when it began; flags has what is known of that. */
+static __noinline int admit(struct __sk_buff *skb, struct judgement *j, __u32 flags, bool begins)
+{
+	__u32 proxied_flag = ct_proxied_flag(j->slot);
+	bool http = j->verdict >= WEIR_FIRST_RULE_SET, stored = false;
+
+	if (http && j->packet.protocol != IPPROTO_TCP)
+		return tell_drop(j, WEIR_REASON_NO_PROXY);
+	if (begins)
+		flags = http ? proxied_flag : 0;
+	if (http && !(flags & proxied_flag))
+		return deny(skb, j,
+			    ct_holds(j) ? WEIR_REASON_HTTP_STARTED : WEIR_REASON_UNKNOWN_FLOW,
+			    begins);
+	flags &= proxied_flag | WEIR_CT_GUESSED;
+	if (!j->volatile_peer && !(j->packet.flags & PACKET_ABOUT_FLOW)) {
+		stored = remember(skb, j, flags, begins);
+		/* The proxy's own packets would find no slot to match. */
+		if (!stored && begins && http)
+			return tell_drop(j, WEIR_REASON_NO_PROXY);
+	}
+	count(WEIR_REASON_NONE, j->slot == WEIR_SLOT_INGRESS);
+	return pass(j, flags & proxied_flag);
+}
+
+/* Finds out which end began a flow that has no entry. Returns conntrack flags. */
+static __noinline __u32 orient(struct __sk_buff *skb, struct judgement *j)
+{
+	const struct packet *p = &j->packet;
+	struct kernel_flow flow = {};
+
+	set_initiator(j, !(p->flags & PACKET_ICMP_REPLY));
+	if (p->protocol == IPPROTO_TCP && recover_from_proxy(skb, j))
+		return ct_proxied_flag(j->slot);
+	if (find_kernel_flow(skb, p, j->to_pod, &flow)) {
+		set_initiator(j, !flow.reply);
+		return 0;
+	}
+	if (p->protocol != IPPROTO_TCP)
+		return 0;
+	if (p->tcp_flags & TCP_SYN) /* with ACK: an answer */
+		set_initiator(j, false);
+	return WEIR_CT_GUESSED;
+}
+
+/* Before anything is written: the pod's own source, or its own destination. */
+static __always_inline int check_own(struct judgement *j)
+{
+	j->ep = bpf_map_lookup_elem(&weir_endpoints, &j->ifindex);
+	if (!j->ep)
+		return -WEIR_REASON_CLOSED;
+	j->endpoint_id = j->ep->id;
+	if (!owns(j->ep, pod_addr(j)))
+		return j->to_pod ? -WEIR_REASON_NOT_FOR_POD : -WEIR_REASON_SPOOFED_SOURCE;
+	return 0;
+}
+
+/* Judges a packet that no slot answers for. begins: it is the first of a flow. */
+static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, bool begins)
+{
+	__u32 flags = 0;
+	int v;
+
+	v = check_own(j);
+	if (v)
+		return tell_drop(j, -v);
+	if (j->packet.flags & PACKET_ABOUT_FLOW && !ct_holds(j))
+		return tell_drop(j, WEIR_REASON_ICMP_ERROR);
+	if (begins)
+		set_initiator(j, true);
+	else if (j->ct)
+		flags = j->ct->flags; /* and j->slot is set by them */
+	else
+		flags = orient(skb, j);
+	v = judge(skb, j);
+	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED) {
+		j->slot ^= 1;
+		v = judge(skb, j);
+	}
+	if (v < 0)
+		return deny(skb, j, -v, begins);
+	j->verdict = v;
+	return admit(skb, j, flags, begins);
+}
+
+/* Parses, and brings pieces and errors to their flow. */
+static __always_inline int read_packet(struct __sk_buff *skb, struct judgement *j)
+{
+	struct packet *p = &j->packet;
+	int err;
+
+	err = parse(skb, p);
+	if (err)
+		return err;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		err = join_fragment(p);
+	else if (p->flags & PACKET_ICMP_ERROR)
+		err = follow_icmp_error(skb, p, j->to_pod);
+	return err;
+}
+
+/* A flow without connections that was silent for long begins anew. */
+static __always_inline bool expired(const struct judgement *j, const struct weir_ct *ct)
+{
+	return j->packet.protocol != IPPROTO_TCP && coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
+}
+
+/* A hit: the slot was written on this interface, under this word. */
+static __always_inline bool hits(const struct judgement *j, const struct weir_ct *ct)
+{
+	const volatile struct weir_ct_slot *slot = &ct->slot[j->slot & 1];
+
+	return slot->ifindex == j->ifindex && slot->word == j->word;
+}
+
+static __always_inline int at_pod(struct __sk_buff *skb, bool to_pod)
+{
+	struct judgement j = {
+		.to_pod = to_pod,
+		.slot = to_pod ? WEIR_SLOT_INGRESS : WEIR_SLOT_EGRESS,
+		.ifindex = skb->ifindex,
+	};
+	bool begins, proxied;
+	__u32 zero = 0;
+	__u64 *word;
+	int err;
+
+	word = bpf_map_lookup_elem(&weir_word, &zero);
+	if (!word)
+		return tell_drop(&j, WEIR_REASON_INTERNAL);
+	j.word = *(volatile __u64 *)word;
+	if (skb->protocol == bpf_htons(ETH_P_ARP) && !skb->vlan_present)
+		return judge_arp(skb, &j);
+	err = read_packet(skb, &j);
+	if (err)
+		return tell_drop(&j, -err);
+	if (is_neighbour_discovery(&j.packet))
+		return judge_ndp(skb, &j);
+	ct_set_key(&j);
+	j.ct = ct_lookup(&j.key);
+	begins = is_syn(&j.packet);
+	if (j.ct) {
+		begins = begins || expired(&j, j.ct);
+		set_initiator(&j, ct_src_initiates(&j, *(volatile __u32 *)&j.ct->flags));
+	}
+	if (!j.ct || begins || !hits(&j, j.ct))
+		return judge_anew(skb, &j, begins);
+
+	proxied = *(volatile __u32 *)&j.ct->flags & ct_proxied_flag(j.slot);
+	if (!(j.packet.flags & PACKET_ABOUT_FLOW))
+		ct_touch(&j, j.ct, !proxied || pod_initiates(&j) != to_pod);
+	count(WEIR_REASON_NONE, j.slot == WEIR_SLOT_INGRESS);
+	return pass(&j, proxied);
+}
