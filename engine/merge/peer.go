@@ -114,16 +114,18 @@ func nameMatches(pattern, name string) bool {
 	if pattern == "*" {
 		return name != ""
 	}
-	if rest, ok := strings.CutPrefix(pattern, "**."); ok {
-		for {
-			label, tail, more := strings.Cut(name, ".")
-			if !more || label == "" {
-				return false
+	for strings.HasPrefix(pattern, "**.") {
+		pattern = pattern[len("**."):]
+		label, tail, _ := strings.Cut(name, ".")
+		if label == "" {
+			return false
+		}
+		name = tail
+		if !strings.HasPrefix(pattern, "**.") {
+			// What is left of the pattern has as many labels as it matches.
+			for strings.Count(name, ".") > strings.Count(pattern, ".") {
+				_, name, _ = strings.Cut(name, ".")
 			}
-			if nameMatches(rest, tail) {
-				return true
-			}
-			name = tail
 		}
 	}
 	for {
