@@ -1,0 +1,128 @@
+package proxyclient_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"weir.dev/weir/engine/rule"
+	l7proxyv1 "weir.dev/weir/proto/weir/l7proxy/v1"
+	"weir.dev/weir/services/enforcer/internal/desired"
+	"weir.dev/weir/services/enforcer/internal/proxyclient"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// proxy knows rule sets as the real one does.
+type proxy struct {
+	l7proxyv1.UnimplementedProxyServiceServer
+	mu    sync.Mutex
+	knows map[uint32]bool
+	set   chan []uint32 // what it knows after each call
+	send  chan *l7proxyv1.WatchRequestsResponse
+}
+
+func (p *proxy) SetRuleSets(_ context.Context, r *l7proxyv1.SetRuleSetsRequest) (*l7proxyv1.SetRuleSetsResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.GetComplete() {
+		p.knows = map[uint32]bool{}
+	}
+	for _, s := range r.GetRuleSets() {
+		p.knows[s.GetNumber()] = true
+	}
+	p.set <- slices.Sorted(maps.Keys(p.knows))
+	return &l7proxyv1.SetRuleSetsResponse{}, nil
+}
+
+func (p *proxy) WatchRequests(_ *l7proxyv1.WatchRequestsRequest, s grpc.ServerStreamingServer[l7proxyv1.WatchRequestsResponse]) error {
+	for {
+		select {
+		case r := <-p.send:
+			if err := s.Send(r); err != nil {
+				return err
+			}
+		case <-s.Context().Done():
+			return nil
+		}
+	}
+}
+
+func start(t *testing.T, p *proxy) (dial func() (*grpc.ClientConn, error), stop func()) {
+	t.Helper()
+	lis := bufconn.Listen(1 << 16)
+	s := grpc.NewServer()
+	l7proxyv1.RegisterProxyServiceServer(s, p)
+	done := make(chan error)
+	go func() { done <- s.Serve(lis) }()
+	return func() (*grpc.ClientConn, error) {
+			return grpc.NewClient("passthrough:proxy", grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+		}, func() {
+			s.Stop()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+}
+
+func sets(numbers ...rule.Verdict) []desired.RuleSet {
+	var out []desired.RuleSet
+	for _, n := range numbers {
+		out = append(out, desired.RuleSet{Number: n, AllOf: []rule.RuleSet{{ID: rule.NewID([]byte{byte(n)})}}})
+	}
+	return out
+}
+
+func TestProxyLearnsAllBeforeItIsUsed(t *testing.T) {
+	p := &proxy{set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)}
+	dial, stop := start(t, p)
+	defer stop()
+	var verdicts = make(chan *l7proxyv1.RequestVerdict)
+	c := proxyclient.New(proxyclient.Config{
+		Dial: dial, Verdict: func(v *l7proxyv1.RequestVerdict) { verdicts <- v },
+		Lost: func(uint64) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.Learn(ctx, sets(2, 3)); !errors.Is(err, proxyclient.ErrAway) {
+		t.Fatalf("learn without a proxy: %v, want that it is away", err)
+	}
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	want := func(step string, numbers ...uint32) {
+		t.Helper()
+		if got := <-p.set; !slices.Equal(got, numbers) {
+			t.Errorf("%s: the proxy knows %v, want %v", step, got, numbers)
+		}
+	}
+	want("connected", 2, 3)
+	p.send <- &l7proxyv1.WatchRequestsResponse{Verdicts: []*l7proxyv1.RequestVerdict{{Path: "/private"}}}
+	if v := <-verdicts; v.GetPath() != "/private" {
+		t.Errorf("verdict of path %q", v.GetPath())
+	}
+	if err := c.Learn(ctx, sets(2, 3, 4)); err != nil {
+		t.Fatal(err)
+	}
+	want("learned one more", 2, 3, 4)
+	c.Keep(sets(4))
+	want("forgot the rest", 4)
+	if err := c.Learn(ctx, sets(4)); err != nil || len(p.set) > 0 {
+		t.Errorf("nothing new to learn: %v, and %d calls", err, len(p.set))
+	}
+}
