@@ -1,0 +1,218 @@
+package datapath
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+	bpf "weir.dev/weir/bpf/datapath"
+	"weir.dev/weir/engine/rule"
+)
+
+// How long a flow without a packet is remembered.
+const (
+	tcpEstablished = 6 * time.Hour
+	tcpOpening     = time.Minute
+	tcpClosing     = 10 * time.Second
+	anyReplied     = 2 * time.Minute
+	anyUnreplied   = time.Minute
+)
+
+// Flow is one entry of conntrack.
+type Flow struct {
+	A, B       netip.AddrPort // A is the lesser
+	Protocol   uint8
+	AInitiates bool // A sent the first packet; of a guessed flow, perhaps
+	Guessed    bool
+	Egress     Slot // the initiator's
+	Ingress    Slot // the responder's
+	ProxiedOut bool // through weir-out, since its SYN
+	ProxiedIn  bool // through weir-in
+}
+
+// Slot is one judgement. Endpoint zero: none was made on this node.
+type Slot struct {
+	Endpoint uint32
+	Ifindex  uint32
+	Word     uint64
+	Verdict  rule.Verdict
+}
+
+// Initiator and Responder are the flow's ends.
+func (f Flow) Initiator() netip.AddrPort {
+	if f.AInitiates {
+		return f.A
+	}
+	return f.B
+}
+
+// Responder is the end that the first packet went to.
+func (f Flow) Responder() netip.AddrPort {
+	if f.AInitiates {
+		return f.B
+	}
+	return f.A
+}
+
+// TCPFlows calls f for every TCP flow that conntrack holds.
+func (d *Datapath) TCPFlows(ctx context.Context, f func(Flow)) error {
+	return eachBatch(d.Map(bpf.MapCtTCP), func(keys []bpf.WeirCtKey, values []bpf.WeirCt) error {
+		for i := range keys {
+			f(toFlow(keys[i], values[i]))
+		}
+		return ctx.Err()
+	})
+}
+
+func toFlow(k bpf.WeirCtKey, v bpf.WeirCt) Flow {
+	slot := func(i int) Slot {
+		s := v.Slot[i]
+		return Slot{Endpoint: v.Endpoint[i], Ifindex: s.Ifindex, Word: s.Word, Verdict: rule.Verdict(s.Verdict)}
+	}
+	return Flow{
+		A:          netip.AddrPortFrom(fromAddr(k.Addr[0]), network(k.Port[0])),
+		B:          netip.AddrPortFrom(fromAddr(k.Addr[1]), network(k.Port[1])),
+		Protocol:   k.Protocol,
+		AInitiates: v.Flags&bpf.CTAInitiates != 0,
+		Guessed:    v.Flags&bpf.CTGuessed != 0,
+		Egress:     slot(bpf.SlotEgress),
+		Ingress:    slot(bpf.SlotIngress),
+		ProxiedOut: v.Flags&bpf.CTProxiedEgress != 0,
+		ProxiedIn:  v.Flags&bpf.CTProxiedIngress != 0,
+	}
+}
+
+// Collect forgets flows that have been still for too long. It returns how many
+// flows are left in weir_ct_tcp and weir_ct_any.
+func (d *Datapath) Collect(ctx context.Context) (tcp, other int, err error) {
+	now, err := monotonicSeconds()
+	if err != nil {
+		return 0, 0, err
+	}
+	expired := func(k bpf.WeirCtKey, v bpf.WeirCt) bool {
+		idle := time.Duration(int32(now-v.LastSeen)) * time.Second
+		return idle > lifetime(k.Protocol, v.Flags)
+	}
+	tcp, err = d.forget(ctx, bpf.MapCtTCP, expired)
+	if err != nil {
+		return 0, 0, err
+	}
+	other, err = d.forget(ctx, bpf.MapCtAny, expired)
+	return tcp, other, err
+}
+
+func lifetime(protocol uint8, flags uint32) time.Duration {
+	replied := flags&bpf.CTSeenReply != 0
+	switch {
+	case protocol == rule.TCP && flags&bpf.CTRST != 0:
+		return tcpClosing
+	case protocol == rule.TCP && flags&bpf.CTFINA != 0 && flags&bpf.CTFINB != 0:
+		return tcpClosing
+	case protocol == rule.TCP && replied:
+		return tcpEstablished
+	case protocol == rule.TCP:
+		return tcpOpening
+	case replied:
+		return anyReplied
+	}
+	return anyUnreplied
+}
+
+// Purge forgets the flows that an endpoint judged, and its quota: it is gone, or
+// just came.
+func (d *Datapath) Purge(endpoint uint32) error {
+	made := func(_ bpf.WeirCtKey, v bpf.WeirCt) bool {
+		return v.Endpoint[0] == endpoint || v.Endpoint[1] == endpoint
+	}
+	var errs []error
+	for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
+		_, err := d.forget(context.Background(), name, made)
+		errs = append(errs, err)
+	}
+	for _, name := range []string{bpf.MapQuotaUsed, bpf.MapQuotaFreed} {
+		errs = append(errs, deleteEach(d.Map(name), []uint32{endpoint}))
+	}
+	return errors.Join(errs...)
+}
+
+// PurgeAddress forgets the flows of an address.
+func (d *Datapath) PurgeAddress(ctx context.Context, a netip.Addr) error {
+	addr := toAddr(a)
+	of := func(k bpf.WeirCtKey, _ bpf.WeirCt) bool { return k.Addr[0] == addr || k.Addr[1] == addr }
+	for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
+		if _, err := d.forget(ctx, name, of); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget deletes the entries that doomed says yes to, in batches, gives the
+// room back to whose quota it was, and returns how many entries are left.
+func (d *Datapath) forget(ctx context.Context, name string, doomed func(bpf.WeirCtKey, bpf.WeirCt) bool) (left int, err error) {
+	m := d.Map(name)
+	freed := map[uint32]uint32{}
+	err = eachBatch(m, func(keys []bpf.WeirCtKey, values []bpf.WeirCt) error {
+		for i := range keys {
+			if !doomed(keys[i], values[i]) {
+				left++
+				continue
+			}
+			err := m.Delete(keys[i])
+			if errors.Is(err, ebpf.ErrKeyNotExist) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("forget a flow in %s: %w", name, err)
+			}
+			if name == bpf.MapCtTCP && values[i].Owner != 0 {
+				freed[values[i].Owner]++
+			}
+		}
+		return ctx.Err()
+	})
+	return left, errors.Join(err, d.giveRoom(freed))
+}
+
+// giveRoom adds to what was freed of endpoints' quotas. Nobody else writes that.
+func (d *Datapath) giveRoom(freed map[uint32]uint32) error {
+	d.quota.Lock()
+	defer d.quota.Unlock()
+	for endpoint, n := range freed {
+		var so uint32
+		m := d.Map(bpf.MapQuotaFreed)
+		if err := m.Lookup(endpoint, &so); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read the quota of endpoint %d: %w", endpoint, err)
+		}
+		if err := m.Put(endpoint, so+n); err != nil {
+			return fmt.Errorf("give room to endpoint %d: %w", endpoint, err)
+		}
+	}
+	return nil
+}
+
+func monotonicSeconds() (uint32, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return uint32(ts.Sec), nil
+}
+
+func inode(st fs.FileInfo) uint64 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return sys.Ino
+	}
+	return 0
+}
+
+func sorted[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
