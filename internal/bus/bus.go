@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -186,4 +187,24 @@ func HeadOf(ctx context.Context, kv jetstream.KeyValue) (Head, error) {
 	}
 	in := s.StreamInfo()
 	return Head{Sequence: in.State.LastSeq, Created: in.Created}, nil
+}
+
+// Cached returns an opener that opens once and remembers, for writers. It is
+// safe for concurrent use.
+func Cached(open Opener) Opener {
+	var mu sync.Mutex
+	var kv jetstream.KeyValue
+	return func(ctx context.Context) (jetstream.KeyValue, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if kv != nil {
+			return kv, nil
+		}
+		opened, err := open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		kv = opened
+		return kv, nil
+	}
 }

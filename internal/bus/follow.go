@@ -80,7 +80,8 @@ type follower struct {
 	apply    func(Batch)
 	head     Head
 	backlog  []Entry
-	started  bool // a batch was applied
+	behind   uint64 // what the stream had after the last entry
+	started  bool   // a batch was applied
 	complete bool
 }
 
@@ -127,14 +128,15 @@ func (f *follower) take(e jetstream.KeyValueEntry, last bool) {
 	if e == nil {
 		f.complete = true
 	} else {
+		f.behind = e.Delta()
 		f.head.Sequence = max(f.head.Sequence, e.Revision())
 		f.backlog = append(f.backlog, Entry{
 			Key: e.Key(), Revision: e.Revision(), Value: e.Value(),
 			Removed: e.Operation() != jetstream.KeyValuePut,
 		})
-		if e.Delta() > 0 || !last {
-			return
-		}
+	}
+	if f.behind > 0 || !last {
+		return
 	}
 	f.apply(Batch{Reset: !f.started, Entries: f.backlog, Head: f.head, Complete: f.complete})
 	f.started, f.backlog = true, nil

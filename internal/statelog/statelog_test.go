@@ -24,13 +24,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func state(t *testing.T, js jetstream.JetStream) jetstream.KeyValue {
-	t.Helper()
-	kv, err := bus.State(t.Context(), js)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kv
+func state(js jetstream.JetStream) bus.Opener {
+	return bus.Cached(func(ctx context.Context) (jetstream.KeyValue, error) { return bus.State(ctx, js) })
 }
 
 // replay keeps a view of the log until the test ends.
@@ -59,7 +54,7 @@ func waitFor(t *testing.T, v *statelog.View, revision uint64) {
 
 func TestWriterComparesFirst(t *testing.T) {
 	s := natstest.Start(t)
-	w := statelog.NewWriter(state(t, s.JetStream(t, tlsconf.Policy, "policy-0")))
+	w := statelog.NewWriter(state(s.JetStream(t, tlsconf.Policy, "policy-0")))
 	key := statelog.PolicyKey("CiliumNetworkPolicy", "default", "rule1")
 	entry := func(spec, version string) *policyv1.PolicyEntry {
 		return &policyv1.PolicyEntry{Object: []byte(spec), ResourceVersion: version, Observed: timestamppb.Now()}
@@ -99,7 +94,7 @@ func TestWriterComparesFirst(t *testing.T) {
 func TestReplayTellsTheSameToEverybody(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream(t, tlsconf.Identity, "identity-0")
-	w := statelog.NewWriter(state(t, js))
+	w := statelog.NewWriter(state(js))
 	early := replay(t, js)
 	if err := w.EnsureGeneration(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
@@ -141,7 +136,7 @@ func TestReplayTellsTheSameToEverybody(t *testing.T) {
 func TestReplayBeginsAgainWhenTheLogWasReplaced(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream(t, tlsconf.Identity, "identity-0")
-	w := statelog.NewWriter(state(t, js))
+	w := statelog.NewWriter(state(js))
 	if err := w.EnsureGeneration(t.Context(), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +148,7 @@ func TestReplayBeginsAgainWhenTheLogWasReplaced(t *testing.T) {
 	s.Stop()
 	s.Store = t.TempDir()
 	s.Restart(t)
-	w = statelog.NewWriter(state(t, s.JetStream(t, tlsconf.Identity, "identity-1")))
+	w = statelog.NewWriter(state(s.JetStream(t, tlsconf.Identity, "identity-1")))
 	if err := w.EnsureGeneration(t.Context(), time.Unix(2, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +227,7 @@ func TestOneHoldsTheLeaseAndAnotherTakesOver(t *testing.T) {
 func TestPutAgainstOtherWriters(t *testing.T) {
 	s := natstest.Start(t)
 	js := s.JetStream(t, tlsconf.Identity, "identity-0")
-	kv := state(t, js)
+	kv := state(js)
 	key := statelog.IdentityKey([]byte{1})
 	var wg sync.WaitGroup
 	revs := make([]uint64, 8)

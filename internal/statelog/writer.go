@@ -11,6 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"weir.dev/weir/internal/bus"
 )
 
 // Outcome of a write. The zero Outcome is none.
@@ -32,10 +34,11 @@ const tries = 16
 var ErrContended = errors.New("other writers are always faster")
 
 // Writer writes entries, comparing first.
-type Writer struct{ kv jetstream.KeyValue }
+type Writer struct{ open bus.Opener }
 
-// NewWriter writes into the bucket of the state log.
-func NewWriter(kv jetstream.KeyValue) *Writer { return &Writer{kv} }
+// NewWriter writes into the bucket of the state log, which open opens for each
+// write: it should remember it.
+func NewWriter(open bus.Opener) *Writer { return &Writer{open} }
 
 // Put makes value the entry of key, unless the entry differs from it in nothing
 // but its resource version and time of observation, or has a newer resource
@@ -59,9 +62,13 @@ func (w *Writer) Put(ctx context.Context, key Key, value proto.Message) (uint64,
 }
 
 func (w *Writer) put(ctx context.Context, key Key, value proto.Message, text []byte) (uint64, Outcome, error) {
-	entry, err := w.kv.Get(ctx, string(key))
+	kv, err := w.open(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	entry, err := kv.Get(ctx, string(key))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		rev, err := w.kv.Create(ctx, string(key), text)
+		rev, err := kv.Create(ctx, string(key), text)
 		return rev, Written, err
 	}
 	if err != nil {
@@ -76,7 +83,7 @@ func (w *Writer) put(ctx context.Context, key Key, value proto.Message, text []b
 			return entry.Revision(), Older, nil
 		}
 	}
-	rev, err := w.kv.Update(ctx, string(key), text, entry.Revision())
+	rev, err := kv.Update(ctx, string(key), text, entry.Revision())
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		err = jetstream.ErrKeyExists
 	}
@@ -126,15 +133,19 @@ func olderVersion(a, b string) bool {
 
 // Delete removes the entry of key. It is no error if there is none.
 func (w *Writer) Delete(ctx context.Context, key Key) error {
+	kv, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
 	for range tries {
-		entry, err := w.kv.Get(ctx, string(key))
+		entry, err := kv.Get(ctx, string(key))
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("remove %s: %w", key, err)
 		}
-		err = w.kv.Delete(ctx, string(key), jetstream.LastRevision(entry.Revision()))
+		err = kv.Delete(ctx, string(key), jetstream.LastRevision(entry.Revision()))
 		if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 			continue
 		}
@@ -148,7 +159,11 @@ func (w *Writer) Delete(ctx context.Context, key Key) error {
 
 // DeleteAt removes the entry of key if it still is the one of the revision.
 func (w *Writer) DeleteAt(ctx context.Context, key Key, revision uint64) error {
-	if err := w.kv.Delete(ctx, string(key), jetstream.LastRevision(revision)); err != nil {
+	kv, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := kv.Delete(ctx, string(key), jetstream.LastRevision(revision)); err != nil {
 		return fmt.Errorf("remove %s of revision %d: %w", key, revision, err)
 	}
 	return nil
@@ -156,7 +171,11 @@ func (w *Writer) DeleteAt(ctx context.Context, key Key, revision uint64) error {
 
 // Revision asks the server for the revision of key's entry; zero: none.
 func (w *Writer) Revision(ctx context.Context, key Key) (uint64, error) {
-	entry, err := w.kv.Get(ctx, string(key))
+	kv, err := w.open(ctx)
+	if err != nil {
+		return 0, err
+	}
+	entry, err := kv.Get(ctx, string(key))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return 0, nil
 	}
@@ -169,7 +188,11 @@ func (w *Writer) Revision(ctx context.Context, key Key) (uint64, error) {
 // EnsureGeneration gives the log a generation if it has none. Whoever is first
 // decides; all others find it.
 func (w *Writer) EnsureGeneration(ctx context.Context, now time.Time) error {
-	_, err := w.kv.Create(ctx, string(GenerationKey), formatGeneration(now))
+	kv, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = kv.Create(ctx, string(GenerationKey), formatGeneration(now))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
 		return fmt.Errorf("begin a generation: %w", err)
 	}
@@ -179,7 +202,11 @@ func (w *Writer) EnsureGeneration(ctx context.Context, now time.Time) error {
 // NewGeneration begins another generation: every node gets a complete state,
 // never a difference. It is for a log that has lost its tail.
 func (w *Writer) NewGeneration(ctx context.Context, now time.Time) error {
-	if _, err := w.kv.Put(ctx, string(GenerationKey), formatGeneration(now)); err != nil {
+	kv, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := kv.Put(ctx, string(GenerationKey), formatGeneration(now)); err != nil {
 		return fmt.Errorf("begin another generation: %w", err)
 	}
 	return nil

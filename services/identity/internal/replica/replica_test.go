@@ -1,0 +1,592 @@
+package replica_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"weir.dev/weir/internal/bus"
+	"weir.dev/weir/internal/natstest"
+	kitserver "weir.dev/weir/internal/server"
+	"weir.dev/weir/internal/statelog"
+	"weir.dev/weir/internal/tlsconf"
+	identityv1 "weir.dev/weir/proto/weir/identity/v1"
+	"weir.dev/weir/services/identity/internal/replica"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const limit = 30 * time.Second
+
+// cluster is NATS, a folder of manifests, and replicas that the test starts.
+type cluster struct {
+	t    *testing.T
+	nats *natstest.Server
+	dir  string
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	return &cluster{t: t, nats: natstest.Start(t), dir: t.TempDir()}
+}
+
+func (c *cluster) write(name, format string, args ...any) {
+	c.t.Helper()
+	path := filepath.Join(c.dir, name+".yaml")
+	if err := os.WriteFile(path+".next", fmt.Appendf(nil, format, args...), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.Rename(path+".next", path); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// pod writes a pod; labels are "key: value, key: value".
+func (c *cluster) pod(name, uid, node, labels string) {
+	c.t.Helper()
+	c.write(name, "apiVersion: v1\nkind: Pod\nmetadata: {name: %s, uid: %s, labels: {%s}}\nspec: {nodeName: %s, containers: [{name: c, image: i}]}\n",
+		name, uid, labels, node)
+}
+
+func (c *cluster) remove(name string) {
+	c.t.Helper()
+	if err := os.Remove(filepath.Join(c.dir, name+".yaml")); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// replica is a running weir-identity.
+type running struct {
+	c      *cluster
+	listen string
+	socket string
+	stop   func()
+}
+
+func (c *cluster) start(name string) *running {
+	c.t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	r := &running{c: c, listen: lis.Addr().String(), socket: filepath.Join(c.t.TempDir(), "s")}
+	if err := lis.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- replica.Run(ctx, replica.Config{
+			Name: name, Cluster: "test", NATS: c.nats.URL, Manifests: []string{c.dir},
+			Server: kitserver.Config{Listen: r.listen, Socket: r.socket, TLSDir: c.nats.Issue(c.t, tlsconf.Identity, name)},
+		}, slog.New(slog.DiscardHandler))
+	}()
+	stopped := false
+	r.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("%s: %v", name, err)
+		}
+	}
+	c.t.Cleanup(r.stop)
+	return r
+}
+
+func (r *running) dial(target string, creds credentials.TransportCredentials) identityv1.IdentityServiceClient {
+	r.c.t.Helper()
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		r.c.t.Fatal(err)
+	}
+	r.c.t.Cleanup(func() { _ = conn.Close() })
+	return identityv1.NewIdentityServiceClient(conn)
+}
+
+// as returns a client with a certificate of the role.
+func (r *running) as(role tlsconf.Role, name string) identityv1.IdentityServiceClient {
+	r.c.t.Helper()
+	conf, err := tlsconf.Client(r.c.nats.Issue(r.c.t, role, name), tlsconf.Identity)
+	if err != nil {
+		r.c.t.Fatal(err)
+	}
+	return r.dial("passthrough:///"+r.listen, credentials.NewTLS(conf))
+}
+
+func (r *running) operator() identityv1.IdentityServiceClient {
+	r.c.t.Helper()
+	return r.dial("unix://"+r.socket, insecure.NewCredentials())
+}
+
+func (c *cluster) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	c.t.Cleanup(cancel)
+	return ctx
+}
+
+// ready waits until the replica has replayed.
+func (r *running) ready() *running {
+	r.c.t.Helper()
+	r.eventually("the replica replays", func() error {
+		_, err := r.operator().Lookup(r.c.ctx(), &identityv1.LookupRequest{Address: []byte{10, 0, 0, 1}})
+		return err
+	})
+	return r
+}
+
+func (r *running) eventually(what string, f func() error) {
+	r.c.t.Helper()
+	deadline := time.After(limit)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.c.t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+func addr(s string) []byte { return netip.MustParseAddr(s).AsSlice() }
+
+func register(name, uid string, addrs ...string) *identityv1.RegisterRequest {
+	req := &identityv1.RegisterRequest{Namespace: "default", Name: name, PodUid: uid}
+	for _, a := range addrs {
+		req.Addresses = append(req.Addresses, addr(a))
+	}
+	return req
+}
+
+func wantCode(t *testing.T, what string, err error, want codes.Code) {
+	t.Helper()
+	if got := status.Code(err); got != want {
+		t.Errorf("%s: got %v (%v), want %v", what, got, err, want)
+	}
+}
+
+func TestRegisterAndSnapshot(t *testing.T) {
+	c := newCluster(t)
+	c.pod("app2", "u2", "n1", "id: app2, pod-template-hash: x")
+	r := c.start("identity-0").ready()
+	n1 := r.as(tlsconf.Node, "n1")
+
+	sub, err := c.nats.Connect(t, tlsconf.Node, "n2").SubscribeSync(bus.AllAddresses)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := n1.Register(c.ctx(), register("app2", "u2", "10.244.1.2", "fd00:244:1::2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := n1.Register(c.ctx(), register("app2", "u2", "10.244.1.2", "fd00:244:1::2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(first, again) {
+		t.Errorf("registered twice: %v, then %v", first, again)
+	}
+	if l := first.GetContent().GetLabels(); len(l) != 1 || l[0].GetKey() != "id" || first.GetContent().GetCluster() != "test" {
+		t.Errorf("identity %v, want the label id=app2 alone, of cluster test", first.GetContent())
+	}
+	if first.GetGeneration() == 0 || first.GetIdentityRevision() == 0 {
+		t.Errorf("no generation or revision: %v", first)
+	}
+	for range 2 {
+		m, err := sub.NextMsg(limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec := &identityv1.AddressRecord{}
+		if err := proto.Unmarshal(m.Data, rec); err != nil {
+			t.Fatal(err)
+		}
+		if rec.GetPodUid() != "u2" || !bytes.Equal(rec.GetIdentity(), first.GetIdentity()) || len(rec.GetAddress()) != 16 {
+			t.Errorf("published record %v, want one of u2", rec)
+		}
+	}
+	if _, err := c.nats.Connect(t, tlsconf.Node, "n3").SubscribeSync(bus.AddressHead); err != nil {
+		t.Fatal(err)
+	}
+
+	// A second replica tells the same, and where it ends.
+	other := c.start("identity-1").ready()
+	stream, err := other.as(tlsconf.Node, "n2").Snapshot(c.ctx(), &identityv1.SnapshotRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records int
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatalf("snapshot without an end: %v", err)
+		}
+		records += len(m.GetRecords())
+		if m.GetEnd() {
+			if m.GetSequence() < first.GetAddressSequence() || m.GetCreatedUnixNano() == 0 {
+				t.Errorf("end %v, want sequence %d at least", m, first.GetAddressSequence())
+			}
+			break
+		}
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) || records != 2 {
+		t.Errorf("snapshot: %d records, then %v; want 2 and the end", records, err)
+	}
+	look, err := other.as(tlsconf.Node, "n2").Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.244.1.2")})
+	if err != nil || look.GetRecord().GetPodName() != "app2" {
+		t.Errorf("lookup: %v, %v", look, err)
+	}
+	none, err := other.as(tlsconf.Node, "n2").Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.244.9.9")})
+	if err != nil || none.GetRecord() != nil || none.GetSequence() < first.GetAddressSequence() {
+		t.Errorf("lookup of nobody: %v, %v", none, err)
+	}
+}
+
+func TestHeadIsPublished(t *testing.T) {
+	c := newCluster(t)
+	c.start("identity-0").ready()
+	sub, err := c.nats.Connect(t, tlsconf.Node, "n1").SubscribeSync(bus.AddressHead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := sub.NextMsg(limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := &identityv1.AddressHead{}
+	if err := proto.Unmarshal(m.Data, head); err != nil || head.GetCreatedUnixNano() == 0 {
+		t.Errorf("head %v, %v", head, err)
+	}
+}
+
+func TestS8LateReleaseDoesNotRemoveTheNewOwner(t *testing.T) {
+	c := newCluster(t)
+	c.pod("a", "ua", "n1", "id: a")
+	r := c.start("identity-0").ready()
+	n1, n2 := r.as(tlsconf.Node, "n1"), r.as(tlsconf.Node, "n2")
+	if _, err := n1.Register(c.ctx(), register("a", "ua", "10.244.1.5")); err != nil {
+		t.Fatal(err)
+	}
+	// a is gone without a release; b gets its address on another node.
+	c.remove("a")
+	c.pod("b", "ub", "n2", "id: b")
+	started := time.Now()
+	r.eventually("b gets the address", func() error {
+		_, err := n2.Register(c.ctx(), register("b", "ub", "10.244.1.5"))
+		return err
+	})
+	if took := time.Since(started); took < time.Second {
+		t.Errorf("the address means b %v after it meant a, want a second at least", took)
+	}
+	resp, err := n1.Release(c.ctx(), &identityv1.ReleaseRequest{Namespace: "default", Name: "a", PodUid: "ua"})
+	if err != nil || resp.GetReleased() != 0 {
+		t.Errorf("a's late release: %v, %v, want nothing released", resp, err)
+	}
+	look, err := n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.244.1.5")})
+	if err != nil || look.GetRecord().GetPodUid() != "ub" {
+		t.Errorf("after a's late release: %v, %v, want b's record", look, err)
+	}
+	if resp, err := n2.Release(c.ctx(), &identityv1.ReleaseRequest{Namespace: "default", Name: "b", PodUid: "ub"}); err != nil || resp.GetReleased() != 1 {
+		t.Errorf("b's own release: %v, %v, want 1 released", resp, err)
+	}
+}
+
+func TestS9NodeSpeaksOnlyForItself(t *testing.T) {
+	c := newCluster(t)
+	c.pod("app1", "u1", "n2", "id: app1")
+	c.pod("app3", "u3", "n1", "id: app3")
+	r := c.start("identity-0").ready()
+	n1, n2 := r.as(tlsconf.Node, "n1"), r.as(tlsconf.Node, "n2")
+	if _, err := n2.Register(c.ctx(), register("app1", "u1", "10.244.2.2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := registerNode(c, n2, "10.200.0.2"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n1.Register(c.ctx(), register("app1", "u1", "10.244.1.9"))
+	wantCode(t, "n1 registers a pod of n2", err, codes.FailedPrecondition)
+	_, err = n1.Register(c.ctx(), register("app3", "u3", "10.244.2.2"))
+	wantCode(t, "n1 claims the address of n2's pod for its own", err, codes.AlreadyExists)
+	_, err = n1.Register(c.ctx(), register("app3", "u3", "10.200.0.2"))
+	wantCode(t, "n1 claims n2's address for a pod", err, codes.AlreadyExists)
+	_, err = n1.Register(c.ctx(), register("app3", "old", "10.244.1.3"))
+	wantCode(t, "n1 registers a pod that was", err, codes.FailedPrecondition)
+	_, err = n1.Register(c.ctx(), register("ghost", "u9", "10.244.1.3"))
+	wantCode(t, "n1 registers a pod that nobody knows", err, codes.FailedPrecondition)
+	_, err = n1.Register(c.ctx(), register("app3", "u3"))
+	wantCode(t, "a pod without addresses", err, codes.InvalidArgument)
+	wantCode(t, "n1 claims n2's own address", registerNode(c, n1, "10.200.0.2", "10.200.0.1"), codes.AlreadyExists)
+	look, err := n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.200.0.1")})
+	if err != nil || look.GetRecord().GetNode() != "n1" || !look.GetRecord().GetNodeAddress() {
+		t.Errorf("n1 did not get what it may have: %v, %v", look, err)
+	}
+	resp, err := n1.Release(c.ctx(), &identityv1.ReleaseRequest{Namespace: "default", Name: "app1", PodUid: "u1"})
+	if err != nil || resp.GetReleased() != 0 {
+		t.Errorf("n1 releases a pod of n2: %v, %v, want nothing released", resp, err)
+	}
+	for role, client := range map[string]identityv1.IdentityServiceClient{
+		"policy": r.as(tlsconf.Policy, "policy-0"), "the operator": r.operator(),
+	} {
+		_, err := client.Register(c.ctx(), register("app3", "u3", "10.244.1.3"))
+		wantCode(t, role+" registers a pod", err, codes.PermissionDenied)
+	}
+	_, err = n1.ListIdentities(c.ctx(), &identityv1.ListIdentitiesRequest{})
+	wantCode(t, "a node lists identities", err, codes.PermissionDenied)
+}
+
+func registerNode(c *cluster, client identityv1.IdentityServiceClient, addrs ...string) error {
+	req := &identityv1.RegisterNodeRequest{}
+	for _, a := range addrs {
+		req.Addresses = append(req.Addresses, addr(a))
+	}
+	_, err := client.RegisterNode(c.ctx(), req)
+	return err
+}
+
+func TestNodeReplacesItsAddresses(t *testing.T) {
+	c := newCluster(t)
+	r := c.start("identity-0").ready()
+	n1 := r.as(tlsconf.Node, "n1")
+	if err := registerNode(c, n1, "10.200.0.1", "fd00:200::1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := registerNode(c, n1, "10.200.0.1", "10.200.0.7"); err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.operator().ListAddresses(c.ctx(), &identityv1.ListAddressesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, rec := range list.GetRecords() {
+		a, _ := netip.AddrFromSlice(rec.GetAddress())
+		got = append(got, rec.GetNode()+" "+a.Unmap().String())
+	}
+	if want := []string{"n1 10.200.0.1", "n1 10.200.0.7"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestS11SnapshotWaitsForTheReplay(t *testing.T) {
+	c := newCluster(t)
+	c.nats.Stop()
+	r := c.start("identity-0")
+	node := r.as(tlsconf.Node, "n1")
+	stream, err := node.Snapshot(c.ctx(), &identityv1.SnapshotRequest{})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	wantCode(t, "snapshot of a replica that has replayed nothing", err, codes.Unavailable)
+	_, err = node.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.244.1.1")})
+	wantCode(t, "lookup likewise", err, codes.Unavailable)
+	c.nats.Restart(t)
+	r.ready()
+}
+
+// state reads the log as the test sees it.
+func (c *cluster) state() jetstream.KeyValue {
+	c.t.Helper()
+	kv, err := bus.State(c.ctx(), c.nats.JetStream(c.t, tlsconf.Identity, "test"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return kv
+}
+
+func (c *cluster) heads() (state, addresses uint64) {
+	c.t.Helper()
+	js := c.nats.JetStream(c.t, tlsconf.Identity, "test")
+	for bucket, to := range map[string]*uint64{bus.StateBucket: &state, bus.AddressBucket: &addresses} {
+		kv, err := js.KeyValue(c.ctx(), bucket)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		head, err := bus.HeadOf(c.ctx(), kv)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		*to = head.Sequence
+	}
+	return state, addresses
+}
+
+func TestRelabelledPodMeansAnotherIdentity(t *testing.T) {
+	c := newCluster(t)
+	c.pod("app", "u", "n1", "id: one")
+	r := c.start("identity-0").ready()
+	n1 := r.as(tlsconf.Node, "n1")
+	first, err := n1.Register(c.ctx(), register("app", "u", "10.244.1.2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pod("app", "u", "n1", "id: two")
+	r.eventually("the record is rewritten", func() error {
+		look, err := n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.244.1.2")})
+		if err != nil {
+			return err
+		}
+		if rec := look.GetRecord(); bytes.Equal(rec.GetIdentity(), first.GetIdentity()) || rec.GetIdentityRevision() <= first.GetIdentityRevision() {
+			return fmt.Errorf("still %v", rec)
+		}
+		return nil
+	})
+}
+
+func TestS13NamespaceRelabelIsOneRevision(t *testing.T) {
+	c := newCluster(t)
+	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {team: a}}\n")
+	const pods = 200
+	for i := range pods {
+		c.pod(fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), "n1", "id: app")
+	}
+	r := c.start("identity-0").ready()
+	n1 := r.as(tlsconf.Node, "n1")
+	for i := range pods {
+		if _, err := n1.Register(c.ctx(), register(fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), fmt.Sprintf("10.244.1.%d", i+2))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kv := c.state()
+	labels := func(want string) func() error {
+		return func() error {
+			e, err := kv.Get(c.ctx(), string(statelog.NamespaceKey("default")))
+			if err != nil {
+				return err
+			}
+			ns := &identityv1.Namespace{}
+			if err := proto.Unmarshal(e.Value(), ns); err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(ns.GetLabels(), func(l *identityv1.Label) bool { return l.GetKey() == "team" && l.GetValue() == want }) {
+				return fmt.Errorf("namespace %v", ns)
+			}
+			return nil
+		}
+	}
+	r.eventually("the namespace is in the log", labels("a"))
+	stateBefore, addressesBefore := c.heads()
+	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {team: b}}\n")
+	r.eventually("the relabelled namespace is in the log", labels("b"))
+	state, addresses := c.heads()
+	if state != stateBefore+1 || addresses != addressesBefore {
+		t.Errorf("relabelling a namespace of %d pods: %d revisions and %d address writes, want 1 and 0",
+			pods, state-stateBefore, addresses-addressesBefore)
+	}
+}
+
+func TestServicesAndRefusedObjects(t *testing.T) {
+	c := newCluster(t)
+	c.write("svc", `apiVersion: v1
+kind: Service
+metadata: {name: app1-service}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:96::10"]
+  selector: {id: app1}
+  ports: [{port: 80, targetPort: http}]
+`)
+	c.write("pod", `apiVersion: v1
+kind: Pod
+metadata: {name: app1, uid: u1, labels: {id: app1}}
+spec: {nodeName: n1, containers: [{name: c, image: i, ports: [{name: http, containerPort: 8080}]}]}
+status: {phase: Running, podIPs: [{ip: 10.244.1.2}, {ip: "fd00:244:1::2"}]}
+`)
+	c.write("bad", "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {nodeNam: n1}\n")
+	r := c.start("identity-0").ready()
+	kv := c.state()
+	r.eventually("the service is in the log", func() error {
+		e, err := kv.Get(c.ctx(), "service.default.app1-service")
+		if err != nil {
+			return err
+		}
+		svc := &identityv1.Service{}
+		if err := proto.Unmarshal(e.Value(), svc); err != nil {
+			return err
+		}
+		if len(svc.GetAddresses()) != 2 || len(svc.GetPorts()) != 1 || len(svc.GetPorts()[0].GetBackends()) != 2 ||
+			svc.GetPorts()[0].GetBackends()[0].GetPort() != 8080 {
+			return fmt.Errorf("service %v", svc)
+		}
+		return nil
+	})
+	st, err := r.operator().GetStatus(c.ctx(), &identityv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(st.GetRefused()) != 1 || st.GetRefused()[0].GetName() != "bad" || st.GetRefused()[0].GetLine() != 1 ||
+		st.GetRefused()[0].GetFile() != filepath.Join(c.dir, "bad.yaml") {
+		t.Errorf("refused: %v", st.GetRefused())
+	}
+	c.remove("svc")
+	r.eventually("the service is gone", func() error {
+		if _, err := kv.Get(c.ctx(), "service.default.app1-service"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+			return fmt.Errorf("still there: %v", err)
+		}
+		return nil
+	})
+}
+
+func TestS12RestWritesNothing(t *testing.T) {
+	c := newCluster(t)
+	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, resourceVersion: '5'}\n")
+	c.write("svc", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n")
+	c.pod("app", "u", "n1", "id: app")
+	r := c.start("identity-0").ready()
+	if _, err := r.as(tlsconf.Node, "n1").Register(c.ctx(), register("app", "u", "10.244.1.2")); err != nil {
+		t.Fatal(err)
+	}
+	kv := c.state()
+	r.eventually("all is in the log", func() error {
+		_, err := kv.Get(c.ctx(), "service.default.s")
+		return err
+	})
+	state, addresses := c.heads()
+	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, resourceVersion: '6'}\nstatus: {phase: Active}\n")
+	r.stop()
+	again := c.start("identity-0").ready()
+	again.eventually("the new replica leads", func() error {
+		st, err := again.operator().GetStatus(c.ctx(), &identityv1.GetStatusRequest{})
+		if err == nil && !st.GetLeader() {
+			err = errors.New("not the leader")
+		}
+		return err
+	})
+	// The next write shows that those before it were looked at.
+	c.write("ns2", "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n")
+	again.eventually("the other namespace is in the log", func() error {
+		_, err := kv.Get(c.ctx(), "namespace.other")
+		return err
+	})
+	stateAfter, addressesAfter := c.heads()
+	if stateAfter != state+1 || addressesAfter != addresses {
+		t.Errorf("a restart and a status write: %d log writes and %d address writes beyond the one wanted",
+			stateAfter-state-1, addressesAfter-addresses)
+	}
+}
+
