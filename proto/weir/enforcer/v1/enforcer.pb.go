@@ -1083,6 +1083,95 @@ func (x *DumpStateResponse) GetText() string {
 	return ""
 }
 
+type UsePolicyReplicaRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST:PORT as in --policy; empty: the next one.
+	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsePolicyReplicaRequest) Reset() {
+	*x = UsePolicyReplicaRequest{}
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsePolicyReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsePolicyReplicaRequest) ProtoMessage() {}
+
+func (x *UsePolicyReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsePolicyReplicaRequest.ProtoReflect.Descriptor instead.
+func (*UsePolicyReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UsePolicyReplicaRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type UsePolicyReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Left          string                 `protobuf:"bytes,1,opt,name=left,proto3" json:"left,omitempty"` // empty: none was connected
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsePolicyReplicaResponse) Reset() {
+	*x = UsePolicyReplicaResponse{}
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsePolicyReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsePolicyReplicaResponse) ProtoMessage() {}
+
+func (x *UsePolicyReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_enforcer_v1_enforcer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsePolicyReplicaResponse.ProtoReflect.Descriptor instead.
+func (*UsePolicyReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_weir_enforcer_v1_enforcer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UsePolicyReplicaResponse) GetLeft() string {
+	if x != nil {
+		return x.Left
+	}
+	return ""
+}
+
 var File_weir_enforcer_v1_enforcer_proto protoreflect.FileDescriptor
 
 const file_weir_enforcer_v1_enforcer_proto_rawDesc = "" +
@@ -1167,7 +1256,11 @@ const file_weir_enforcer_v1_enforcer_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\x0e2\x1f.weir.enforcer.v1.EndpointStateR\x05state\"\x12\n" +
 	"\x10DumpStateRequest\"'\n" +
 	"\x11DumpStateResponse\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text*e\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"3\n" +
+	"\x17UsePolicyReplicaRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\".\n" +
+	"\x18UsePolicyReplicaResponse\x12\x12\n" +
+	"\x04left\x18\x01 \x01(\tR\x04left*e\n" +
 	"\rEndpointState\x12\x1e\n" +
 	"\x1aENDPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ENDPOINT_STATE_WAITING\x10\x01\x12\x18\n" +
@@ -1176,11 +1269,12 @@ const file_weir_enforcer_v1_enforcer_proto_rawDesc = "" +
 	"\vAddEndpoint\x12$.weir.enforcer.v1.AddEndpointRequest\x1a%.weir.enforcer.v1.AddEndpointResponse\x12c\n" +
 	"\x0eDeleteEndpoint\x12'.weir.enforcer.v1.DeleteEndpointRequest\x1a(.weir.enforcer.v1.DeleteEndpointResponse\x12`\n" +
 	"\rCheckEndpoint\x12&.weir.enforcer.v1.CheckEndpointRequest\x1a'.weir.enforcer.v1.CheckEndpointResponse\x12i\n" +
-	"\x10CollectEndpoints\x12).weir.enforcer.v1.CollectEndpointsRequest\x1a*.weir.enforcer.v1.CollectEndpointsResponse2\x9f\x02\n" +
+	"\x10CollectEndpoints\x12).weir.enforcer.v1.CollectEndpointsRequest\x1a*.weir.enforcer.v1.CollectEndpointsResponse2\x8a\x03\n" +
 	"\x0fEnforcerService\x12T\n" +
 	"\tGetStatus\x12\".weir.enforcer.v1.GetStatusRequest\x1a#.weir.enforcer.v1.GetStatusResponse\x12`\n" +
 	"\rListEndpoints\x12&.weir.enforcer.v1.ListEndpointsRequest\x1a'.weir.enforcer.v1.ListEndpointsResponse\x12T\n" +
-	"\tDumpState\x12\".weir.enforcer.v1.DumpStateRequest\x1a#.weir.enforcer.v1.DumpStateResponseB1Z/weir.dev/weir/proto/weir/enforcer/v1;enforcerv1b\x06proto3"
+	"\tDumpState\x12\".weir.enforcer.v1.DumpStateRequest\x1a#.weir.enforcer.v1.DumpStateResponse\x12i\n" +
+	"\x10UsePolicyReplica\x12).weir.enforcer.v1.UsePolicyReplicaRequest\x1a*.weir.enforcer.v1.UsePolicyReplicaResponseB1Z/weir.dev/weir/proto/weir/enforcer/v1;enforcerv1b\x06proto3"
 
 var (
 	file_weir_enforcer_v1_enforcer_proto_rawDescOnce sync.Once
@@ -1195,7 +1289,7 @@ func file_weir_enforcer_v1_enforcer_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_enforcer_v1_enforcer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_enforcer_v1_enforcer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_weir_enforcer_v1_enforcer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_weir_enforcer_v1_enforcer_proto_goTypes = []any{
 	(EndpointState)(0),               // 0: weir.enforcer.v1.EndpointState
 	(*AddEndpointRequest)(nil),       // 1: weir.enforcer.v1.AddEndpointRequest
@@ -1214,13 +1308,15 @@ var file_weir_enforcer_v1_enforcer_proto_goTypes = []any{
 	(*Endpoint)(nil),                 // 14: weir.enforcer.v1.Endpoint
 	(*DumpStateRequest)(nil),         // 15: weir.enforcer.v1.DumpStateRequest
 	(*DumpStateResponse)(nil),        // 16: weir.enforcer.v1.DumpStateResponse
-	nil,                              // 17: weir.enforcer.v1.GetStatusResponse.DropsEntry
-	(*timestamppb.Timestamp)(nil),    // 18: google.protobuf.Timestamp
+	(*UsePolicyReplicaRequest)(nil),  // 17: weir.enforcer.v1.UsePolicyReplicaRequest
+	(*UsePolicyReplicaResponse)(nil), // 18: weir.enforcer.v1.UsePolicyReplicaResponse
+	nil,                              // 19: weir.enforcer.v1.GetStatusResponse.DropsEntry
+	(*timestamppb.Timestamp)(nil),    // 20: google.protobuf.Timestamp
 }
 var file_weir_enforcer_v1_enforcer_proto_depIdxs = []int32{
 	8,  // 0: weir.enforcer.v1.CollectEndpointsRequest.valid:type_name -> weir.enforcer.v1.Attachment
-	18, // 1: weir.enforcer.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	17, // 2: weir.enforcer.v1.GetStatusResponse.drops:type_name -> weir.enforcer.v1.GetStatusResponse.DropsEntry
+	20, // 1: weir.enforcer.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	19, // 2: weir.enforcer.v1.GetStatusResponse.drops:type_name -> weir.enforcer.v1.GetStatusResponse.DropsEntry
 	14, // 3: weir.enforcer.v1.ListEndpointsResponse.endpoints:type_name -> weir.enforcer.v1.Endpoint
 	0,  // 4: weir.enforcer.v1.Endpoint.state:type_name -> weir.enforcer.v1.EndpointState
 	1,  // 5: weir.enforcer.v1.EndpointService.AddEndpoint:input_type -> weir.enforcer.v1.AddEndpointRequest
@@ -1230,15 +1326,17 @@ var file_weir_enforcer_v1_enforcer_proto_depIdxs = []int32{
 	10, // 9: weir.enforcer.v1.EnforcerService.GetStatus:input_type -> weir.enforcer.v1.GetStatusRequest
 	12, // 10: weir.enforcer.v1.EnforcerService.ListEndpoints:input_type -> weir.enforcer.v1.ListEndpointsRequest
 	15, // 11: weir.enforcer.v1.EnforcerService.DumpState:input_type -> weir.enforcer.v1.DumpStateRequest
-	2,  // 12: weir.enforcer.v1.EndpointService.AddEndpoint:output_type -> weir.enforcer.v1.AddEndpointResponse
-	4,  // 13: weir.enforcer.v1.EndpointService.DeleteEndpoint:output_type -> weir.enforcer.v1.DeleteEndpointResponse
-	6,  // 14: weir.enforcer.v1.EndpointService.CheckEndpoint:output_type -> weir.enforcer.v1.CheckEndpointResponse
-	9,  // 15: weir.enforcer.v1.EndpointService.CollectEndpoints:output_type -> weir.enforcer.v1.CollectEndpointsResponse
-	11, // 16: weir.enforcer.v1.EnforcerService.GetStatus:output_type -> weir.enforcer.v1.GetStatusResponse
-	13, // 17: weir.enforcer.v1.EnforcerService.ListEndpoints:output_type -> weir.enforcer.v1.ListEndpointsResponse
-	16, // 18: weir.enforcer.v1.EnforcerService.DumpState:output_type -> weir.enforcer.v1.DumpStateResponse
-	12, // [12:19] is the sub-list for method output_type
-	5,  // [5:12] is the sub-list for method input_type
+	17, // 12: weir.enforcer.v1.EnforcerService.UsePolicyReplica:input_type -> weir.enforcer.v1.UsePolicyReplicaRequest
+	2,  // 13: weir.enforcer.v1.EndpointService.AddEndpoint:output_type -> weir.enforcer.v1.AddEndpointResponse
+	4,  // 14: weir.enforcer.v1.EndpointService.DeleteEndpoint:output_type -> weir.enforcer.v1.DeleteEndpointResponse
+	6,  // 15: weir.enforcer.v1.EndpointService.CheckEndpoint:output_type -> weir.enforcer.v1.CheckEndpointResponse
+	9,  // 16: weir.enforcer.v1.EndpointService.CollectEndpoints:output_type -> weir.enforcer.v1.CollectEndpointsResponse
+	11, // 17: weir.enforcer.v1.EnforcerService.GetStatus:output_type -> weir.enforcer.v1.GetStatusResponse
+	13, // 18: weir.enforcer.v1.EnforcerService.ListEndpoints:output_type -> weir.enforcer.v1.ListEndpointsResponse
+	16, // 19: weir.enforcer.v1.EnforcerService.DumpState:output_type -> weir.enforcer.v1.DumpStateResponse
+	18, // 20: weir.enforcer.v1.EnforcerService.UsePolicyReplica:output_type -> weir.enforcer.v1.UsePolicyReplicaResponse
+	13, // [13:21] is the sub-list for method output_type
+	5,  // [5:13] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1255,7 +1353,7 @@ func file_weir_enforcer_v1_enforcer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_enforcer_v1_enforcer_proto_rawDesc), len(file_weir_enforcer_v1_enforcer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -253,9 +253,10 @@ var EndpointService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	EnforcerService_GetStatus_FullMethodName     = "/weir.enforcer.v1.EnforcerService/GetStatus"
-	EnforcerService_ListEndpoints_FullMethodName = "/weir.enforcer.v1.EnforcerService/ListEndpoints"
-	EnforcerService_DumpState_FullMethodName     = "/weir.enforcer.v1.EnforcerService/DumpState"
+	EnforcerService_GetStatus_FullMethodName        = "/weir.enforcer.v1.EnforcerService/GetStatus"
+	EnforcerService_ListEndpoints_FullMethodName    = "/weir.enforcer.v1.EnforcerService/ListEndpoints"
+	EnforcerService_DumpState_FullMethodName        = "/weir.enforcer.v1.EnforcerService/DumpState"
+	EnforcerService_UsePolicyReplica_FullMethodName = "/weir.enforcer.v1.EnforcerService/UsePolicyReplica"
 )
 
 // EnforcerServiceClient is the client API for EnforcerService service.
@@ -268,6 +269,10 @@ type EnforcerServiceClient interface {
 	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error)
 	// DumpState tells the live side: rows, cells and port maps as text.
 	DumpState(ctx context.Context, in *DumpStateRequest, opts ...grpc.CallOption) (*DumpStateResponse, error)
+	// UsePolicyReplica leaves the policy replica that the enforcer is connected to
+	// for another. What is in force stays, and only a difference is received.
+	// NOT_FOUND: the address is none of --policy.
+	UsePolicyReplica(ctx context.Context, in *UsePolicyReplicaRequest, opts ...grpc.CallOption) (*UsePolicyReplicaResponse, error)
 }
 
 type enforcerServiceClient struct {
@@ -308,6 +313,16 @@ func (c *enforcerServiceClient) DumpState(ctx context.Context, in *DumpStateRequ
 	return out, nil
 }
 
+func (c *enforcerServiceClient) UsePolicyReplica(ctx context.Context, in *UsePolicyReplicaRequest, opts ...grpc.CallOption) (*UsePolicyReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UsePolicyReplicaResponse)
+	err := c.cc.Invoke(ctx, EnforcerService_UsePolicyReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnforcerServiceServer is the server API for EnforcerService service.
 // All implementations must embed UnimplementedEnforcerServiceServer
 // for forward compatibility.
@@ -318,6 +333,10 @@ type EnforcerServiceServer interface {
 	ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error)
 	// DumpState tells the live side: rows, cells and port maps as text.
 	DumpState(context.Context, *DumpStateRequest) (*DumpStateResponse, error)
+	// UsePolicyReplica leaves the policy replica that the enforcer is connected to
+	// for another. What is in force stays, and only a difference is received.
+	// NOT_FOUND: the address is none of --policy.
+	UsePolicyReplica(context.Context, *UsePolicyReplicaRequest) (*UsePolicyReplicaResponse, error)
 	mustEmbedUnimplementedEnforcerServiceServer()
 }
 
@@ -336,6 +355,9 @@ func (UnimplementedEnforcerServiceServer) ListEndpoints(context.Context, *ListEn
 }
 func (UnimplementedEnforcerServiceServer) DumpState(context.Context, *DumpStateRequest) (*DumpStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DumpState not implemented")
+}
+func (UnimplementedEnforcerServiceServer) UsePolicyReplica(context.Context, *UsePolicyReplicaRequest) (*UsePolicyReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UsePolicyReplica not implemented")
 }
 func (UnimplementedEnforcerServiceServer) mustEmbedUnimplementedEnforcerServiceServer() {}
 func (UnimplementedEnforcerServiceServer) testEmbeddedByValue()                         {}
@@ -412,6 +434,24 @@ func _EnforcerService_DumpState_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnforcerService_UsePolicyReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UsePolicyReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnforcerServiceServer).UsePolicyReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnforcerService_UsePolicyReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnforcerServiceServer).UsePolicyReplica(ctx, req.(*UsePolicyReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnforcerService_ServiceDesc is the grpc.ServiceDesc for EnforcerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -430,6 +470,10 @@ var EnforcerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DumpState",
 			Handler:    _EnforcerService_DumpState_Handler,
+		},
+		{
+			MethodName: "UsePolicyReplica",
+			Handler:    _EnforcerService_UsePolicyReplica_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
