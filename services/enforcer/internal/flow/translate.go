@@ -1,28 +1,25 @@
 package flow
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"weir.dev/weir/bpf/datapath"
+	bpf "weir.dev/weir/bpf/datapath"
 	"weir.dev/weir/engine/rule"
 	flowv1 "weir.dev/weir/proto/weir/flow/v1"
 	l7proxyv1 "weir.dev/weir/proto/weir/l7proxy/v1"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
+	"weir.dev/weir/services/enforcer/internal/datapath"
 	"weir.dev/weir/services/enforcer/internal/desired"
 	"weir.dev/weir/services/enforcer/internal/endpoint"
 	"weir.dev/weir/services/enforcer/internal/plan"
 )
 
-// Reasons that only user space knows.
-const (
-	reasonDenied     = "denied"
-	reasonHTTPDenied = "http-denied"
-)
+// httpDenied is the reason of a refused request that the proxy gave none for.
+const httpDenied = "http-denied"
 
 // Records finds the record of an address.
 type Records interface {
@@ -99,42 +96,38 @@ func (t *Translator) at(word uint64) (state, bool) {
 	return state{}, false
 }
 
-// Event is the flow that an event tells. now and boot are the same moment, as
-// the wall clock and as the time since boot.
-func (t *Translator) Event(e *datapath.WeirEvent, now time.Time, boot time.Duration) *flowv1.Flow {
-	src, dst := netip.AddrFrom16(e.Src.A).Unmap(), netip.AddrFrom16(e.Dst.A).Unmap()
+// Event is the flow that an event tells.
+func (t *Translator) Event(e datapath.Event) *flowv1.Flow {
 	s, known := t.at(e.Word)
 	f := &flowv1.Flow{
-		Time: timestamppb.New(now.Add(time.Duration(e.Time) - boot)), Node: t.node,
-		Direction: policyv1.Direction_DIRECTION_EGRESS, Verdict: policyv1.Verdict_VERDICT_DENY,
-		Source: t.peer(src), Destination: t.peer(dst), Protocol: uint32(e.Protocol),
-		SourcePort: uint32(fromWire(e.Sport)), DestinationPort: uint32(fromWire(e.Dport)), Word: e.Word,
+		Time: timestamppb.New(e.Time), Node: t.node,
+		Direction: policyv1.Direction_DIRECTION_EGRESS, Verdict: policyv1.Verdict_VERDICT_ALLOW,
+		Source: t.peer(e.Src.Addr()), Destination: t.peer(e.Dst.Addr()), Protocol: uint32(e.Protocol),
+		SourcePort: uint32(e.Src.Port()), DestinationPort: uint32(e.Dst.Port()), Word: e.Word,
 	}
 	other := f.Destination
-	if e.Ingress != 0 {
+	if e.Ingress {
 		f.Direction, other = policyv1.Direction_DIRECTION_INGRESS, f.Source
 	}
-	if e.Kind == uint8(datapath.EventAllow) {
-		f.Verdict = policyv1.Verdict_VERDICT_ALLOW
-		if e.Verdict >= datapath.FirstRuleSet {
-			f.Verdict = policyv1.Verdict_VERDICT_HTTP
-		}
-	} else {
-		f.Reason = datapath.Reason(e.Reason).String()
+	switch {
+	case e.Drop:
+		f.Verdict, f.Reason = policyv1.Verdict_VERDICT_DENY, e.Reason.String()
+	case e.Verdict >= rule.FirstRuleSet:
+		f.Verdict = policyv1.Verdict_VERDICT_HTTP
 	}
 	if !known {
 		return f
 	}
 	f.Revision = uint64(s.explain.At.Revision)
-	t.nameOther(other, s.explain, e, dst)
+	t.nameOther(other, s.explain, e)
 	if !judged(e) {
 		return f
 	}
-	d := s.explain.Decide(plan.Row(e.Row), plan.Class(e.ClassId), e.Protocol, e.Port)
+	d := s.explain.Decide(e.Row, e.Class, e.Protocol, e.Port)
 	if d.Rule != nil {
 		f.DecidedBy = origin(d.Rule.Origin)
-		if d.Rule.Action == rule.Deny && e.Reason == uint8(datapath.ReasonNoRule) {
-			f.Reason = reasonDenied
+		if d.Rule.Action == rule.Deny && e.Reason == bpf.ReasonNoRule {
+			f.Reason = bpf.ReasonDenied.String()
 		}
 	}
 	f.SelectedBy = origins(d.Selecting)
@@ -142,28 +135,28 @@ func (t *Translator) Event(e *datapath.WeirEvent, now time.Time, boot time.Durat
 }
 
 // judged says whether a row's cell had a part in the event.
-func judged(e *datapath.WeirEvent) bool {
-	switch datapath.Reason(e.Reason) {
-	case datapath.ReasonNone, datapath.ReasonNoRule, datapath.ReasonDenied, datapath.ReasonBackendsDiffer,
-		datapath.ReasonNoProxy, datapath.ReasonHTTPStarted, datapath.ReasonNoBackend:
-		return e.Row >= datapath.FirstRow
+func judged(e datapath.Event) bool {
+	switch e.Reason {
+	case bpf.ReasonNone, bpf.ReasonNoRule, bpf.ReasonDenied, bpf.ReasonBackendsDiffer,
+		bpf.ReasonNoProxy, bpf.ReasonHTTPStarted, bpf.ReasonNoBackend:
+		return e.Row >= plan.FirstRow
 	}
 	return false
 }
 
 // nameOther names the far end where no pod has its address.
-func (t *Translator) nameOther(p *flowv1.Peer, x *desired.Explanation, e *datapath.WeirEvent, dst netip.Addr) {
+func (t *Translator) nameOther(p *flowv1.Peer, x *desired.Explanation, e datapath.Event) {
 	if p.Pod != "" {
 		return
 	}
-	if e.Ingress == 0 {
-		service, ok := x.Service(plan.ServiceKey{Addr: dst, Protocol: e.Protocol, Port: fromWire(e.Dport)})
+	if !e.Ingress {
+		service, ok := x.Service(plan.ServiceKey{Addr: e.Dst.Addr(), Protocol: e.Protocol, Port: e.Dst.Port()})
 		if ok {
 			p.Namespace, p.Entity = service.Namespace, "service "+service.Name
 			return
 		}
 	}
-	if name := entityName(x.Entity(plan.Peer(e.Peer))); name != "" && p.Entity == "" {
+	if name := entityName(x.Entity(e.Peer)); name != "" && p.Entity == "" {
 		p.Entity = name
 	}
 }
@@ -218,7 +211,7 @@ func (t *Translator) Request(v *l7proxyv1.RequestVerdict) *flowv1.Flow {
 	if v.GetDenied() {
 		f.Verdict, f.Reason = policyv1.Verdict_VERDICT_DENY, v.GetReason()
 		if f.Reason == "" {
-			f.Reason = reasonHTTPDenied
+			f.Reason = httpDenied
 		}
 	}
 	s, known := t.at(^uint64(0))
@@ -226,7 +219,7 @@ func (t *Translator) Request(v *l7proxyv1.RequestVerdict) *flowv1.Flow {
 		return f
 	}
 	f.Revision, f.Word = uint64(s.explain.At.Revision), s.word
-	if e := v.GetDirection() == policyv1.Direction_DIRECTION_EGRESS; e {
+	if v.GetDirection() == policyv1.Direction_DIRECTION_EGRESS {
 		if service, ok := s.explain.Service(plan.ServiceKey{Addr: dst, Protocol: rule.TCP, Port: uint16(v.GetDestinationPort())}); ok {
 			f.Destination.Namespace, f.Destination.Entity = service.Namespace, "service "+service.Name
 		}
@@ -249,13 +242,6 @@ func (t *Translator) row(s state, src, dst netip.Addr, d policyv1.Direction) pla
 		return s.kernel.Endpoints[t.local[src].Ifindex].Egress
 	}
 	return s.kernel.Endpoints[t.local[dst].Ifindex].Ingress
-}
-
-// fromWire is a port whose two bytes are in network byte order.
-func fromWire(v uint16) uint16 {
-	var b [2]byte
-	binary.NativeEndian.PutUint16(b[:], v)
-	return binary.BigEndian.Uint16(b[:])
 }
 
 func origins(os []rule.Origin) []*policyv1.Origin {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 	"weir.dev/weir/engine/merge"
 	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/internal/logkey"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
 )
 
@@ -99,6 +101,7 @@ type Client struct {
 	subscribe []rule.IdentityHash
 	changed   chan struct{} // capacity 1: the subscription is to be sent
 	move      context.CancelFunc
+	next      int // index of the address to use next
 }
 
 // New makes a Client that has nothing yet.
@@ -122,13 +125,25 @@ func (c *Client) Subscribe(ids []rule.IdentityHash) {
 	}
 }
 
-// Move leaves the replica that the client is connected to for the next one.
-func (c *Client) Move() {
+// ErrAddress says that an address is none of the configured ones.
+var ErrAddress = errors.New("not an address of a policy replica")
+
+// Move leaves the replica that the client is connected to for the one at
+// address, or for the next one if it is empty. It returns which it left.
+func (c *Client) Move(address string) (left string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if address != "" {
+		i := slices.Index(c.cfg.Addresses, address)
+		if i < 0 {
+			return "", fmt.Errorf("%s: %w", address, ErrAddress)
+		}
+		c.next = i
+	}
 	if c.move != nil {
 		c.move()
 	}
+	return c.status.Replica, nil
 }
 
 // Status tells what the client is connected to and has received.
@@ -147,13 +162,13 @@ const (
 // address, after a jittered and growing pause if it brought nothing.
 func (c *Client) Run(ctx context.Context) error {
 	pause := backoffMin
-	for i := 0; ctx.Err() == nil; i++ {
-		address := c.cfg.Addresses[i%len(c.cfg.Addresses)]
+	for ctx.Err() == nil {
+		address := c.nextAddress()
 		progress, err := c.session(ctx, address)
 		if ctx.Err() != nil {
 			break
 		}
-		c.cfg.Log.Warn("policy stream ended", "replica", address, "error", err)
+		c.cfg.Log.Warn("policy stream ended", logkey.Replica, address, logkey.Error, err)
 		if progress {
 			pause = backoffMin
 		}
@@ -163,6 +178,14 @@ func (c *Client) Run(ctx context.Context) error {
 		pause = min(2*pause, backoffMax)
 	}
 	return nil
+}
+
+func (c *Client) nextAddress() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	address := c.cfg.Addresses[c.next]
+	c.next = (c.next + 1) % len(c.cfg.Addresses)
+	return address
 }
 
 func wait(ctx context.Context, d time.Duration) bool {

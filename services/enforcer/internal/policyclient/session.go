@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/internal/logkey"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
 )
 
@@ -67,7 +68,7 @@ func (s *session) receive(ctx context.Context) (progress bool, err error) {
 			return progress, ctx.Err()
 		}
 		if err != nil {
-			s.client.cfg.Log.Warn("policy state refused", "revision", d.at.Revision, "error", err)
+			s.client.cfg.Log.Warn("policy state refused", logkey.Revision, d.at.Revision, logkey.Error, err)
 		}
 		if err := s.send(s.client.answer(&d, err)); err != nil {
 			return progress, fmt.Errorf("answer policy replica: %w", err)
