@@ -58,7 +58,7 @@ __noinline int cell_verdict(__u32 side, __u32 row, __u32 class_id, __u32 start)
 		key.class_id = WEIR_CLASS_DEFAULT;
 		cell = bpf_map_lookup_elem(&weir_cells, &key);
 		if (!cell)
-			return -WEIR_REASON_INTERNAL;
+			return -WEIR_REASON_NO_RULE;
 	}
 	return search_ranges(side, cell, start);
 }

@@ -65,7 +65,8 @@ __noinline __u64 service_verdict(__u32 side, __u32 row, __u32 first, __u32 n, __
 	return (__u64)decider << 32 | (__u32)verdict;
 }
 
-/* Judges by service, and notes the backend that decided. */
+/* Judges by service, and notes the backend that decided. A pod that no policy
+ * selects does not lose a Service for having too many backends, or none. */
 static __always_inline int judge_service(struct judgement *j, const struct weir_service *service)
 {
 	__u32 side = side_of(j), index;
