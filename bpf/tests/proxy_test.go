@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"weir.dev/weir/bpf/datapath"
 )
 
 // relay is the least that a proxy can be: whatever is steered into its namespace
@@ -91,10 +89,4 @@ func (ns *namespace) serveWhoami(t testing.TB, addr netip.AddrPort) {
 			}()
 		}
 	}()
-}
-
-// startRelays runs one in each of the proxy's namespaces.
-func (n *node) startRelays(t testing.TB) (in, out *relay) {
-	t.Helper()
-	return n.startRelay(t, n.in, datapath.MapListenersIn), n.startRelay(t, n.out, datapath.MapListenersOut)
 }

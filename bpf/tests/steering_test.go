@@ -18,33 +18,84 @@ const (
 	ruleSet = 7
 )
 
-// TestP5 runs all pairs of {deny, allow, HTTP} at egress and ingress of a flow
-// between two pods of one node. The app must see the client's own address, and
+// TestP5 runs all pairs of {deny, allow, HTTP} at egress and ingress, between
+// pods of one node and of two. The app must see the client's own address, and
 // exactly the proxies that the policy names must see the connection.
 func TestP5(t *testing.T) {
+	one := newNode(t)
+	pairOnOneNode := newPair(t, one, one)
+	pairOnTwoNodes := newPair(t, newNode(t), newNode(t))
+	pairOnTwoNodes.join(t)
+	verdicts := []uint32{datapath.Deny, datapath.Allow, ruleSet}
 	for _, v6 := range []bool{false, true} {
-		for _, egress := range []uint32{datapath.Deny, datapath.Allow, ruleSet} {
-			for _, ingress := range []uint32{datapath.Deny, datapath.Allow, ruleSet} {
+		for _, egress := range verdicts {
+			for _, ingress := range verdicts {
 				name := fmt.Sprintf("IPv6=%t/egress=%d/ingress=%d", v6, egress, ingress)
-				t.Run(name, func(t *testing.T) { steerPair(t, v6, egress, ingress) })
+				t.Run("one node/"+name, func(t *testing.T) { pairOnOneNode.try(t, v6, egress, ingress) })
+				t.Run("two nodes/"+name, func(t *testing.T) { pairOnTwoNodes.try(t, v6, egress, ingress) })
 			}
 		}
 	}
 }
 
-func steerPair(t *testing.T, v6 bool, egress, ingress uint32) {
-	n := newNode(t)
-	a, b := n.pod(t, 2), n.pod(t, 3)
-	n.rows(a, peerA, rowA, datapath.RowOpen)
-	n.rows(b, peerB, datapath.RowOpen, rowB)
-	n.cell(rowA, peerB, only(tcp, 80, egress)...)
-	n.cell(rowB, peerA, only(tcp, 80, ingress)...)
-	in, out := n.startRelays(t)
-	server := netip.AddrPortFrom(b.addr(v6), 80)
-	client := netip.AddrPortFrom(a.addr(v6), 40000)
-	b.serveWhoami(t, server)
+// pair is a client and a server pod, on nodes that may be the same.
+type pair struct {
+	clientNode, serverNode *node
+	client, server         *pod
+	in, out                *relay
+	word                   uint64
+	port                   uint16
+}
 
-	got, err := exchange(a.namespace, client, server)
+func newPair(t testing.TB, clientNode, serverNode *node) *pair {
+	p := &pair{clientNode: clientNode, serverNode: serverNode, word: firstWord, port: 40000}
+	p.client, p.server = clientNode.pod(t, 2), serverNode.pod(t, 3)
+	for _, n := range []*node{clientNode, serverNode} {
+		for _, v6 := range []bool{false, true} {
+			n.peer(p.client.addr(v6), peerA, 0)
+			n.peer(p.server.addr(v6), peerB, 0)
+		}
+	}
+	clientNode.rows(p.client, peerA, rowA, datapath.RowOpen)
+	serverNode.rows(p.server, peerB, datapath.RowOpen, rowB)
+	p.in = serverNode.startRelay(t, serverNode.in, datapath.MapListenersIn)
+	p.out = clientNode.startRelay(t, clientNode.out, datapath.MapListenersOut)
+	for _, v6 := range []bool{false, true} {
+		p.server.serveWhoami(t, netip.AddrPortFrom(p.server.addr(v6), 80))
+	}
+	return p
+}
+
+// join lays a link between the two nodes, and the routes over it.
+func (p *pair) join(t testing.TB) {
+	a, b := p.clientNode, p.serverNode
+	a.veth(t, "fabric", b.namespace, "fabric")
+	for _, n := range []*node{a, b} {
+		n.up(t, "fabric")
+	}
+	for _, v6 := range []bool{false, true} {
+		p.fabricRoute(t, a, b, p.server.addr(v6))
+		p.fabricRoute(t, b, a, p.client.addr(v6))
+	}
+}
+
+func (p *pair) fabricRoute(t testing.TB, from, to *node, addr netip.Addr) {
+	from.route(t, "fabric", hostNet(addr), netip.Addr{})
+	from.neighbour(t, "fabric", addr, to.link(t, "fabric").Attrs().HardwareAddr)
+}
+
+// try makes one request under a policy.
+func (p *pair) try(t *testing.T, v6 bool, egress, ingress uint32) {
+	p.clientNode.cell(rowA, peerB, only(tcp, 80, egress)...)
+	p.serverNode.cell(rowB, peerA, only(tcp, 80, ingress)...)
+	p.word += 2 // the same side: both are written alike
+	p.port++
+	p.clientNode.flip(p.word)
+	p.serverNode.flip(p.word)
+	in, out := p.in.conns.Load(), p.out.conns.Load()
+
+	client := netip.AddrPortFrom(p.client.addr(v6), p.port)
+	got, err := exchange(p.client.namespace, client, netip.AddrPortFrom(p.server.addr(v6), 80))
 	denied := egress == datapath.Deny || ingress == datapath.Deny
 	want := client.String() + " hello"
 	switch {
@@ -55,20 +106,21 @@ func steerPair(t *testing.T, v6 bool, egress, ingress uint32) {
 	case !denied && got != want:
 		t.Errorf("answered %q, want %q", got, want)
 	}
-	if want := b2i(egress == ruleSet); out.conns.Load() != want {
-		t.Errorf("weir-out saw %d connections, want %d", out.conns.Load(), want)
+	if got, want := p.out.conns.Load()-out, b2i(egress == ruleSet); got != want {
+		t.Errorf("weir-out saw %d connections, want %d", got, want)
 	}
-	if want := b2i(ingress == ruleSet && egress != datapath.Deny); in.conns.Load() != want {
-		t.Errorf("weir-in saw %d connections, want %d", in.conns.Load(), want)
+	if got, want := p.in.conns.Load()-in, b2i(ingress == ruleSet && egress != datapath.Deny); got != want {
+		t.Errorf("weir-in saw %d connections, want %d", got, want)
 	}
 	if t.Failed() {
-		n.logDrops(t)
+		p.clientNode.logDrops(t)
+		p.serverNode.logDrops(t)
 	}
 }
 
 // exchange says hello on a new connection, twice, and returns the last answer.
 func exchange(ns *namespace, from, to netip.AddrPort) (string, error) {
-	c, err := ns.dial(from, to, false, 500*time.Millisecond)
+	c, err := ns.dial(from, to, false, 200*time.Millisecond)
 	if err != nil {
 		return "", err
 	}
