@@ -5,46 +5,9 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
-	"slices"
-	"sort"
 
 	"weir.dev/weir/engine/rule"
 )
-
-// Why a Packet is denied, as far as the judgement itself decides. Names and
-// numbers are those of enum weir_reason.
-type Reason uint8
-
-const (
-	ReasonNone           Reason = 0
-	ReasonNoRule         Reason = 1 // the cell says deny; user space tells which rule
-	ReasonPending        Reason = 3
-	ReasonClosed         Reason = 4
-	ReasonSpoofedSource  Reason = 5
-	ReasonNotForPod      Reason = 6
-	ReasonNoBackend      Reason = 12
-	ReasonBackendsDiffer Reason = 13
-)
-
-// Packet is what a judgement asks about: the first of a flow, as one endpoint
-// sees it in one direction.
-type Packet struct {
-	Ifindex  uint32
-	Ingress  bool       // judged at the endpoint's ingress; else its egress
-	Own      netip.Addr // the endpoint's end
-	Peer     netip.Addr // the other end
-	Protocol uint8
-	Port     uint16 // destination port; ICMP: type
-}
-
-// Judgement is what is said of a Packet.
-type Judgement struct {
-	Verdict rule.Verdict
-	Reason  Reason // why it is denied
-	Peer    Peer
-	Class   Class
-	Row     Row
-}
 
 // Model holds an Image in memory and judges as the programs in the kernel do.
 // It is a Target. Not safe for concurrent use.
@@ -53,39 +16,20 @@ type Model struct{ Image *Image }
 // NewModel returns a model of maps that are empty.
 func NewModel(word uint64) *Model { return &Model{NewImage(word)} }
 
-// Judge judges a packet on the live side, without conntrack.
-func (m *Model) Judge(p Packet) Judgement {
-	im, side := m.Image, m.Image.Live()
-	e, known := im.Endpoints[p.Ifindex]
-	if !known {
-		return Judgement{Reason: ReasonClosed}
-	}
-	if !slices.Contains(e.Addrs, p.Own) {
-		if p.Ingress {
-			return Judgement{Reason: ReasonNotForPod}
-		}
-		return Judgement{Reason: ReasonSpoofedSource}
-	}
-	row := e.Rows[side].Egress
-	if p.Ingress {
-		row = e.Rows[side].Ingress
-	}
-	if row == RowClosed {
-		return Judgement{Reason: ReasonClosed}
-	}
-	if !p.Ingress {
-		if x, is := im.Services[side][ServiceKey{p.Peer, p.Protocol, p.Port}]; is {
-			return m.judgeService(row, p.Protocol, x)
-		}
-	}
-	ref := m.resolve(p.Peer)
-	if ref.Flags&flagsPending != 0 {
-		return Judgement{Reason: ReasonPending, Peer: ref.Peer, Row: row}
-	}
-	return m.judgePeer(row, ref.Peer, p.Protocol, p.Port)
+// Judge judges a packet on the live side.
+func (m *Model) Judge(p Packet) Judgement { return judge(m, p) }
+
+func (m *Model) endpoint(ifindex uint32) ([]netip.Addr, Rows, bool) {
+	e, ok := m.Image.Endpoints[ifindex]
+	return e.Addrs, e.Rows[m.Image.Live()], ok
 }
 
-// resolve finds what an address stands for: itself, else its longest prefix.
+func (m *Model) service(k ServiceKey) ([]Backend, bool) {
+	x, ok := m.Image.Services[m.Image.Live()][k]
+	return entries[Backend](m.Image.Backends[m.Image.Live()], x), ok
+}
+
+// resolve looks at every prefix: slow, and plainly the longest.
 func (m *Model) resolve(a netip.Addr) PeerRef {
 	if ref, ok := m.Image.Addresses[a]; ok {
 		return ref
@@ -100,71 +44,14 @@ func (m *Model) resolve(a netip.Addr) PeerRef {
 	return best
 }
 
-func (m *Model) judgePeer(row Row, peer Peer, protocol uint8, port uint16) Judgement {
-	im, side := m.Image, m.Image.Live()
-	j := Judgement{Peer: peer, Class: im.Classes[side][peer], Row: row}
-	if peer == NoPeer || j.Class == NoClass {
-		j.Class, j.Reason = NoClass, ReasonPending
-		return j
-	}
-	if row == RowOpen {
-		j.Verdict = rule.Allowed
-		return j
-	}
-	cell, ok := im.Cells[side][CellKey{row, j.Class}]
-	if !ok {
-		cell = im.Cells[side][CellKey{row, DefaultClass}]
-	}
-	start := uint32(protocol)<<16 | uint32(port)
-	ranges := im.Ranges[side]
-	i := sort.Search(int(cell.N), func(i int) bool { return ranges[cell.First+uint32(i)].Start > start })
-	if i > 0 {
-		j.Verdict = ranges[cell.First+uint32(i)-1].Verdict
-	}
-	if j.Verdict == rule.Denied {
-		j.Reason = ReasonNoRule
-	}
-	return j
+func (m *Model) class(p Peer) Class { return m.Image.Classes[m.Image.Live()][p] }
+
+func (m *Model) cell(k CellKey) (PortMap, bool) {
+	x, ok := m.Image.Cells[m.Image.Live()][k]
+	return entries[Range](m.Image.Ranges[m.Image.Live()], x), ok
 }
 
-// judgeService allows what all backends allow.
-func (m *Model) judgeService(row Row, protocol uint8, x Extent) Judgement {
-	if x.N == 0 {
-		return Judgement{Reason: ReasonNoBackend, Row: row}
-	}
-	var all Judgement
-	for i := range x.N {
-		b := m.Image.Backends[m.Image.Live()][x.First+i]
-		j := m.judgePeer(row, b.Peer, protocol, b.Port)
-		if i == 0 {
-			all = j
-			continue
-		}
-		all = m.bothBackends(all, j)
-	}
-	return all
-}
-
-// bothBackends is the verdict that two backends' verdicts permit together.
-func (m *Model) bothBackends(a, b Judgement) Judgement {
-	switch {
-	case a.Verdict == b.Verdict:
-		return a
-	case a.Verdict == rule.Denied || b.Verdict == rule.Denied:
-		return Judgement{Reason: ReasonBackendsDiffer, Row: a.Row}
-	case a.Verdict == rule.Allowed:
-		return b
-	case b.Verdict == rule.Allowed:
-		return a
-	}
-	pair := RuleSetPair{min(a.Verdict, b.Verdict), max(a.Verdict, b.Verdict)}
-	v := m.Image.Pairs[pair]
-	if v < rule.FirstRuleSet {
-		return Judgement{Reason: ReasonBackendsDiffer, Row: a.Row}
-	}
-	a.Verdict = v
-	return a
-}
+func (m *Model) pair(k RuleSetPair) rule.Verdict { return m.Image.Pairs[k] }
 
 // Read returns a copy of the image.
 func (m *Model) Read(context.Context) (*Image, error) {

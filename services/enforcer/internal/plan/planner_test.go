@@ -1,33 +1,38 @@
-package plan
+package plan_test
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/services/enforcer/internal/plan"
+	"weir.dev/weir/services/enforcer/internal/plan/plantest"
 )
 
-// compareAny orders keys by how they print, for drawing in a fixed order.
-func compareAny(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) }
+// tester is what *testing.T and *rapid.T share.
+type tester interface {
+	Helper()
+	Context() context.Context
+	Fatalf(format string, args ...any)
+}
 
-// modelOf returns a model whose sides both say s.
-func modelOf(tb fataler, s State) (*Model, *Planner) {
-	m := NewModel(2)
-	p := NewPlanner(testLimits, m)
-	if _, err := p.Apply(tb.Context(), s); err != nil {
-		tb.Fatalf("apply: %v", err)
+// realize returns maps whose sides both say s, and who writes them.
+func realize(t tester, s plan.State) (*stepper, *plan.Planner) {
+	t.Helper()
+	m := newStepper(plan.NewModel(2))
+	p := plan.NewPlanner(plantest.Limits(), m)
+	if _, err := p.Apply(t.Context(), s); err != nil {
+		t.Fatalf("apply: %v", err)
 	}
 	return m, p
 }
 
-func verdicts(m *Model, packets []Packet) []rule.Verdict {
+func verdicts(m *plan.Model, packets []plan.Packet) []rule.Verdict {
 	list := make([]rule.Verdict, len(packets))
 	for i, f := range packets {
 		list[i] = m.Judge(f).Verdict
@@ -35,106 +40,121 @@ func verdicts(m *Model, packets []Packet) []rule.Verdict {
 	return list
 }
 
-// TestEveryPrefixOfWritesIsOldOrNew is threat S3 and P11's premise: after each
-// single write of every plan, each flow is judged as before or as after.
-func TestEveryPrefixOfWritesIsOldOrNew(t *testing.T) {
-	packets := flows()
-	rapid.Check(t, func(t *rapid.T) {
-		from := drawState(t)
-		m, p := modelOf(t, from)
-		for range 3 {
-			to := drawChange(t, from)
-			goal, _ := modelOf(t, to)
-			before, after := verdicts(m, packets), verdicts(goal, packets)
-			s := newStepper(m)
-			was := p.realized
-			s.after = func(n int, op Op) {
-				for i, got := range verdicts(m, packets) {
-					if got != before[i] && got != after[i] && !(got == rule.Denied && replaced(from, to, packets[i])) {
-						t.Logf("from %+v", was)
-						t.Logf("to   %+v", to)
-						t.Fatalf("after write %d %T%+v: flow %+v is judged %d, before %d, after %d", n, op, op, packets[i], got, before[i], after[i])
-					}
-				}
+// watch checks after each write of m that each packet is judged as by from or
+// as by to.
+func watch(t tester, m *stepper, packets []plan.Packet, from, to plan.State) {
+	was, _ := realize(t, from)
+	will, _ := realize(t, to)
+	before, after := verdicts(was.Model, packets), verdicts(will.Model, packets)
+	m.after = func(n int, op plan.Op) {
+		for i, got := range verdicts(m.Model, packets) {
+			if got == before[i] || got == after[i] {
+				continue
 			}
-			p.target = s
+			if got == rule.Denied && plantest.Replaced(from, to, packets[i].Ifindex) {
+				continue
+			}
+			t.Fatalf("after write %d %T%+v: %+v is judged %d, before %d, after %d\nfrom %+v\nto   %+v", n, op, op, packets[i], got, before[i], after[i], from, to)
+		}
+	}
+}
+
+// TestS3EveryPrefixOfWritesIsOldOrNew: after each single write of
+// every plan, over splits, merges and addresses that come, go and change their
+// meaning with it, each flow is judged as before or as after, never by a mixture.
+func TestS3EveryPrefixOfWritesIsOldOrNew(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	packets := world.Packets()
+	rapid.Check(t, func(t *rapid.T) {
+		from := world.State(t)
+		m, p := realize(t, from)
+		for range 3 {
+			to := world.Change(t, from)
+			watch(t, m, packets, from, to)
 			if _, err := p.Apply(t.Context(), to); err != nil {
 				t.Fatalf("apply: %v", err)
 			}
-			wantBothSides(t, m, to)
+			wantBothSides(t, m.Model, to)
 			from = to
 		}
 	})
 }
 
-// replaced tells whether a packet's interface is another endpoint's now: for a
-// moment it is nobody's.
-func replaced(from, to State, p Packet) bool {
-	return from.Endpoints[p.Ifindex].ID != to.Endpoints[p.Ifindex].ID
+// TestP11KilledBeforeEachWrite: an enforcer that dies before any
+// write leaves old or new verdicts; the next one rebuilds the resting side,
+// moves the word, and arrives, and shows no mixture on its way.
+func TestP11KilledBeforeEachWrite(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	packets := world.Packets()
+	rapid.Check(t, func(t *rapid.T) {
+		from := world.State(t)
+		to := world.Change(t, from)
+		m, p := realize(t, from)
+		m.n, m.stop = 0, rapid.IntRange(0, 60).Draw(t, "killed before write")
+		if _, err := p.Apply(t.Context(), to); err != nil && !errors.Is(err, errStopped) {
+			t.Fatalf("apply: %v", err)
+		}
+		word := m.Image.Word
+		m.stop = -1
+		watch(t, m, packets, from, to)
+		next := plan.NewPlanner(plantest.Limits(), m)
+		if err := next.Adopt(t.Context()); err != nil {
+			t.Fatalf("adopt: %v", err)
+		}
+		if m.Image.Word == word {
+			t.Fatalf("the word did not move at adoption: flows of an address that changed its meaning go on")
+		}
+		if _, err := next.Apply(t.Context(), to); err != nil {
+			t.Fatalf("apply: %v", err)
+		}
+		wantBothSides(t, m.Model, to)
+	})
 }
 
-type contexter interface{ Context() context.Context }
+// TestFailedWriteIsRepairedByTheNextApply: no restart is needed after an error.
+func TestFailedWriteIsRepairedByTheNextApply(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	rapid.Check(t, func(t *rapid.T) {
+		from := world.State(t)
+		to := world.Change(t, from)
+		m, p := realize(t, from)
+		m.n, m.stop = 0, rapid.IntRange(0, 60).Draw(t, "fails at write")
+		if _, err := p.Apply(t.Context(), to); err != nil && !errors.Is(err, errStopped) {
+			t.Fatalf("apply: %v", err)
+		}
+		m.stop = -1
+		if _, err := p.Apply(t.Context(), to); err != nil {
+			t.Fatalf("apply again: %v", err)
+		}
+		wantBothSides(t, m.Model, to)
+	})
+}
 
-type fataler interface {
-	contexter
-	Helper()
-	Fatalf(format string, args ...any)
+// TestJudgeAgreesWithModel: judging by a State is judging by the maps that say it.
+func TestJudgeAgreesWithModel(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	packets := world.Packets()
+	rapid.Check(t, func(t *rapid.T) {
+		s := world.State(t)
+		m, _ := realize(t, s)
+		judge := plan.NewJudge(s)
+		for _, p := range packets {
+			if got, want := judge.Judge(p), m.Judge(p); got != want {
+				t.Fatalf("%+v: by the state %+v, by the maps %+v", p, got, want)
+			}
+		}
+	})
 }
 
 // wantBothSides checks that the maps say s on both sides.
-func wantBothSides(t fataler, m *Model, s State) {
+func wantBothSides(t tester, m *plan.Model, s plan.State) {
 	t.Helper()
 	live := m.Image
 	rest := *live
 	rest.Word++
-	for _, im := range []*Image{live, &rest} {
-		if diff := cmp.Diff(s, im.State(), stateOptions...); diff != "" {
+	for _, im := range []*plan.Image{live, &rest} {
+		if diff := cmp.Diff(s, im.State(), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 			t.Fatalf("side %d does not say what is desired (-want +got):\n%s", im.Live(), diff)
 		}
 	}
-}
-
-var stateOptions = []cmp.Option{cmpopts.EquateEmpty(), cmpopts.EquateComparable(PeerRef{}, netip.Addr{}, netip.Prefix{})}
-
-// TestKilledAfterEachWrite is threat P11: a planner that dies after any write
-// leaves old or new verdicts; the next one rebuilds the resting side, moves the
-// word, and arrives.
-func TestKilledAfterEachWrite(t *testing.T) {
-	packets := flows()
-	rapid.Check(t, func(t *rapid.T) {
-		from := drawState(t)
-		to := drawChange(t, from)
-		m, p := modelOf(t, from)
-		goal, _ := modelOf(t, to)
-		before, after := verdicts(m, packets), verdicts(goal, packets)
-
-		s := newStepper(m)
-		s.stop = rapid.IntRange(0, 60).Draw(t, "killed before write")
-		p.target = s
-		_, err := p.Apply(t.Context(), to)
-		if err != nil && !errors.Is(err, errStopped) {
-			t.Fatalf("apply: %v", err)
-		}
-		word := m.Image.Word
-		next := newStepper(m)
-		check := func(n int, op Op) {
-			for i, got := range verdicts(m, packets) {
-				if got != before[i] && got != after[i] && !(got == rule.Denied && replaced(from, to, packets[i])) {
-					t.Fatalf("killed at %d, after write %d %T%+v of the next: flow %+v is judged %d, before %d, after %d", s.stop, n, op, op, packets[i], got, before[i], after[i])
-				}
-			}
-		}
-		next.after = check
-		q := NewPlanner(testLimits, next)
-		if err := q.Adopt(t.Context()); err != nil {
-			t.Fatalf("adopt: %v", err)
-		}
-		if m.Image.Word == word {
-			t.Fatalf("the word did not move at adoption")
-		}
-		if _, err := q.Apply(t.Context(), to); err != nil {
-			t.Fatalf("apply: %v", err)
-		}
-		wantBothSides(t, m, to)
-	})
 }
