@@ -125,6 +125,9 @@ func (c *ciliumDecoder) subject(spec, f field) Selector {
 			cd.at.unsupported("label source %q is not supported: write the label's key alone", source)
 		case k == labelNamespace && cd.Operator == In && len(cd.Values) == 1 && strings.Contains(cd.at.path, "matchLabels"):
 			// Overwritten by the policy's own namespace.
+			if cd.Values[0] != c.origin.Namespace {
+				cd.at.warn("is overwritten: the policy selects pods of its own namespace %s only", c.origin.Namespace)
+			}
 		case k == labelNamespace:
 			cd.Key = NamespaceNameLabel
 			sel.NamespaceLabels = append(sel.NamespaceLabels, cd.Requirement)
@@ -165,24 +168,33 @@ var ruleFields = map[Semantics]map[rule.Direction][]string{
 	},
 }
 
-var refusedRuleFields = map[Semantics]map[string]string{
+var refusedRuleFields = map[Semantics]map[rule.Direction]map[string]string{
 	SemanticsV1: {
-		"toCIDR":       "egress of cilium.io/v1 has ports, no peers here: use cilium.io/v2",
-		"toEndpoints":  "egress of cilium.io/v1 has ports, no peers: use cilium.io/v2",
-		"toEntities":   "egress of cilium.io/v1 has ports, no peers: use cilium.io/v2",
-		"fromEntities": "cilium.io/v1 has no entities here: use cilium.io/v2",
-		"fromCIDRSet":  "cilium.io/v1 has no CIDR sets here: use fromCIDR or cilium.io/v2",
+		rule.Ingress: {
+			"fromEntities": "cilium.io/v1 has no entities here: use cilium.io/v2",
+			"fromCIDRSet":  "cilium.io/v1 has no CIDR sets here: use fromCIDR or cilium.io/v2",
+		},
+		rule.Egress: {
+			"toCIDR":      "egress of cilium.io/v1 has ports, no peers here: use cilium.io/v2",
+			"toEndpoints": "egress of cilium.io/v1 has ports, no peers: use cilium.io/v2",
+			"toEntities":  "egress of cilium.io/v1 has ports, no peers: use cilium.io/v2",
+		},
 	},
 	SemanticsV2: {
-		"fromNodes":      "peers by labels of nodes are not supported: use the entities host and remote-node",
-		"toNodes":        "peers by labels of nodes are not supported: use the entities host and remote-node",
-		"fromGroups":     "groups of cloud providers are not supported: write their CIDRs",
-		"toGroups":       "groups of cloud providers are not supported: write their CIDRs",
-		"toServices":     "peers by Service are not supported yet: select the Service's pods by labels with toEndpoints",
-		"toFQDNs":        "DNS names are not supported yet: write the addresses with toCIDR",
-		"fromRequires":   "is gone from cilium.io/v2: put the condition into each entry of fromEndpoints",
-		"toRequires":     "is gone from cilium.io/v2: put the condition into each entry of toEndpoints",
-		"authentication": "mutual authentication is not supported: remove the field",
+		rule.Ingress: {
+			"fromNodes":      "peers by labels of nodes are not supported: use the entities host and remote-node",
+			"fromGroups":     "groups of cloud providers are not supported: write their CIDRs",
+			"fromRequires":   "is gone from cilium.io/v2: put the condition into each entry of fromEndpoints",
+			"authentication": "mutual authentication is not supported: remove the field",
+		},
+		rule.Egress: {
+			"toNodes":        "peers by labels of nodes are not supported: use the entities host and remote-node",
+			"toGroups":       "groups of cloud providers are not supported: write their CIDRs",
+			"toServices":     "peers by Service are not supported yet: select the Service's pods by labels with toEndpoints",
+			"toFQDNs":        "DNS names are not supported yet: write the addresses with toCIDR",
+			"toRequires":     "is gone from cilium.io/v2: put the condition into each entry of toEndpoints",
+			"authentication": "mutual authentication is not supported: remove the field",
+		},
 	},
 }
 
@@ -190,7 +202,7 @@ var refusedRuleFields = map[Semantics]map[string]string{
 // nothing, or is refused.
 func (c *ciliumDecoder) rule(f field, dir rule.Direction, action rule.Action) (PolicyRule, bool) {
 	out := PolicyRule{Direction: dir, Action: action, Tier: rule.Normal, Path: f.path, AnyPeer: true, AnyPort: true}
-	m := f.members(ruleFields[c.sem][dir], refusedRuleFields[c.sem])
+	m := f.members(ruleFields[c.sem][dir], refusedRuleFields[c.sem][dir])
 	side := "from"
 	if dir == rule.Egress {
 		side = "to"
@@ -233,13 +245,24 @@ func (c *ciliumDecoder) rule(f field, dir rule.Direction, action rule.Action) (P
 		}
 	}
 	c.portRules(&out, m["toPorts"], m["icmps"])
-	if out.AnyPeer && out.AnyPort && len(out.Requires) == 0 {
+	switch {
+	case out.AnyPeer && out.AnyPort && len(out.Requires) == 0:
+		f.warn("has neither peers nor ports: it %s nothing, and closes what no other rule opens", verb(action))
 		return PolicyRule{}, false
+	case !out.AnyPeer && len(out.Peers) == 0:
+		f.warn("its list of peers is empty: it %s nobody; leave the list out to mean everybody", verb(action))
 	}
 	if c.sem == SemanticsV1 && dir == rule.Egress {
 		out.AnyPeer, out.Peers = false, []Peer{{Entities: everything(), Path: f.path}}
 	}
 	return out, true
+}
+
+func verb(a rule.Action) string {
+	if a == rule.Deny {
+		return "denies"
+	}
+	return "allows"
 }
 
 // endpoints decodes a selector of peers. It is limited to the policy's own
@@ -357,12 +380,13 @@ func (c *ciliumDecoder) cidr(f field, _ role) []Peer {
 }
 
 func (c *ciliumDecoder) cidrSet(f field, _ role) []Peer {
+	before := len(f.r.problems)
 	m := f.members([]string{"cidr", "except"}, map[string]string{
 		"cidrGroupRef":      "CIDR groups are not supported yet: write their CIDRs",
 		"cidrGroupSelector": "CIDR groups are not supported yet: write their CIDRs",
 	})
 	if !m["cidr"].present() {
-		if len(f.r.problems) == 0 {
+		if len(f.r.problems) == before {
 			f.fail("cidr is required")
 		}
 		return nil

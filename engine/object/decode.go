@@ -53,6 +53,7 @@ func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) 
 	for _, part := range p.Parts() {
 		part.Lines = lines
 	}
+	p.Warnings = r.warnings
 	return p, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -84,8 +85,7 @@ func (c chunk) parse() (*tree, error) {
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(c.text, &doc); err != nil {
-		return nil, fmt.Errorf("not YAML (lines counted from line %d): %s",
-			c.line, strings.TrimPrefix(err.Error(), "yaml: "))
+		return nil, c.syntaxError(err)
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 {
 		return nil, nil // only comments
@@ -100,6 +100,16 @@ func (c chunk) parse() (*tree, error) {
 		return nil, err
 	}
 	return &tree{value: v, root: root, shift: c.line - 1}, nil
+}
+
+var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
+
+// syntaxError says where in the file it is: the parser counts lines of the
+// document, some from 0 and some from 1.
+func (c chunk) syntaxError(err error) error {
+	m := yamlLine.FindStringSubmatch(err.Error())
+	n, _ := strconv.Atoi(m[1]) // no line: the first
+	return fmt.Errorf("not YAML, near line %d: %s", c.line+n, err.Error()[len(m[0]):])
 }
 
 // converter turns YAML nodes into JSON's values, strictly: no key twice, keys

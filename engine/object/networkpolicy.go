@@ -42,6 +42,12 @@ func networkPolicy(r *reader, origin rule.Origin, spec *networkingv1.NetworkPoli
 		}
 	}
 	// Rules of both directions are validated, also those that are ignored.
+	if len(spec.Ingress) > 0 && !p.IsolatesIngress {
+		field{r: r, path: "spec.ingress"}.warn("is ignored: policyTypes does not name Ingress")
+	}
+	if len(spec.Egress) > 0 && !p.IsolatesEgress {
+		field{r: r, path: "spec.egress"}.warn("is ignored: policyTypes does not name Egress")
+	}
 	for i, in := range spec.Ingress {
 		rl := n.rule(index("spec.ingress", i), rule.Ingress, "from", in.From, in.Ports)
 		if p.IsolatesIngress {
@@ -87,8 +93,8 @@ func (n networkDecoder) peer(path string, p networkingv1.NetworkPolicyPeer) Peer
 	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
 		n.r.add(path, false, "ipBlock cannot be together with podSelector or namespaceSelector: make two peers of it")
 	case p.IPBlock != nil:
-		set, ok := prefixSet(field{r: n.r, path: join(path, "ipBlock.cidr")}, p.IPBlock.CIDR, func(i int) field {
-			return field{r: n.r, path: index(join(path, "ipBlock.except"), i)}
+		set, ok := prefixSet(field{r: n.r, path: join(join(path, "ipBlock"), "cidr")}, p.IPBlock.CIDR, func(i int) field {
+			return field{r: n.r, path: index(join(join(path, "ipBlock"), "except"), i)}
 		}, p.IPBlock.Except)
 		if ok {
 			out.Prefix, out.PrefixesMatchPods, out.PrefixesMatchNodes = &set, true, true

@@ -246,7 +246,7 @@ func (o *Object) decodeTyped(t *tree) *Refusal {
 	case !known:
 		return o.refuse(t, fmt.Sprintf("kind %s of %s is not one that Weir reads: take it out of the folder", o.Kind, o.APIVersion))
 	case o.Name == "":
-		return o.refuse(t, "metadata.name is required")
+		return o.refuse(t, "metadata.name: is required")
 	case cluster && o.Namespace != "":
 		return o.refuse(t, "metadata.namespace: a "+o.Kind+" has no namespace: remove the field")
 	}

@@ -1,6 +1,7 @@
 // Package object turns Kubernetes documents into values: it decodes YAML and
 // JSON with positions, validates, and refuses what it does not know. It is the
-// only package of the engine that knows Kubernetes types.
+// only package of the engine that knows Kubernetes types, and imports them, a
+// YAML parser and engine/rule; it does no I/O.
 package object
 
 import "weir.dev/weir/engine/rule"
@@ -28,6 +29,8 @@ type Policy struct {
 	Rules           []PolicyRule
 	// Lines in Origin.File by field path, where the source has lines.
 	Lines map[string]int
+	// Warnings of what the policy says that its author hardly means: see Lint.
+	Warnings []string
 	// Also are the further entries of specs, if the object has more than one:
 	// each has its own subject and its own rules and counts like a policy.
 	Also []*Policy

@@ -48,6 +48,9 @@ func (c *ciliumDecoder) portRule(f field, action rule.Action) PortRule {
 	for _, h := range rm["http"].list(maxHTTP) {
 		out.HTTP = append(out.HTTP, c.http(h))
 	}
+	if len(m["ports"].list(maxPorts)) == 0 {
+		f.warn("has no ports and matches nothing: leave toPorts out to mean every port")
+	}
 	for _, p := range m["ports"].list(maxPorts) {
 		out.Ports = append(out.Ports, c.port(p, len(out.HTTP) > 0)...)
 	}
@@ -89,6 +92,9 @@ func (c *ciliumDecoder) port(f field, http bool) []Port {
 	}
 	// An endPort below port means the single port, as in Cilium.
 	if end, ok := m["endPort"].integer(0, 65535); ok && n != 0 {
+		if end != 0 && end < int(n) {
+			m["endPort"].warn("is below port and means nothing: the rule is for port %s alone", text)
+		}
 		r.Hi = max(r.Lo, uint16(end))
 	}
 	var out []Port
@@ -217,6 +223,9 @@ func (c *ciliumDecoder) http(f field) rule.HTTPRule {
 		// header of that very name, also "Name:value", as in Cilium.
 		name, value, ok := strings.Cut(h.str(), " ")
 		hr := rule.HeaderRule{Name: strings.ToLower(name)}
+		if !ok && strings.Contains(strings.TrimSuffix(name, ":"), ":") {
+			h.warn("asks for a header of the name %q, which no request has: write a blank after the colon", name)
+		}
 		if ok {
 			hr = rule.HeaderRule{Name: strings.ToLower(strings.TrimRight(name, ":")), Value: &value}
 		}

@@ -14,6 +14,7 @@ type reader struct {
 	fold     bool // match field names without regard to case
 	lines    map[string]int
 	problems []Problem
+	warnings []string
 }
 
 // field is a value with the path that leads to it, as the author spelled it.
@@ -32,6 +33,15 @@ func (f field) fail(format string, args ...any) {
 
 func (f field) unsupported(format string, args ...any) {
 	f.r.add(f.path, true, fmt.Sprintf(format, args...))
+}
+
+// warn of what is taken as it is written, but hardly meant so.
+func (f field) warn(format string, args ...any) {
+	text := f.path + ": " + fmt.Sprintf(format, args...)
+	if n := f.r.line(f.path); n != 0 {
+		text = fmt.Sprintf("line %d: %s", n, text)
+	}
+	f.r.warnings = append(f.r.warnings, text)
 }
 
 func (r *reader) add(path string, unsupported bool, reason string) {

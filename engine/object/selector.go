@@ -97,7 +97,9 @@ func (c *condition) check(role role) {
 	// narrower than written for an allowed peer and wider for all else.
 	if role != allows || c.Operator == NotIn || c.Operator == DoesNotExist {
 		c.at.unsupported("label %s says which instance a pod is and is no part of identities: select by another label", c.Key)
+		return
 	}
+	c.at.warn("label %s says which instance a pod is and is no part of identities: nobody is selected", c.Key)
 }
 
 // canonical sorts requirements and drops repeated ones.
