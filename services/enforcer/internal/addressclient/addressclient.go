@@ -89,6 +89,13 @@ func (c *Client) Records() (map[netip.Addr]desired.Record, bool) {
 	return c.store.records(), true
 }
 
+// Complete says whether Records has a first snapshot.
+func (c *Client) Complete() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.store.complete
+}
+
 // Find is the record of one address.
 func (c *Client) Find(addr netip.Addr) (desired.Record, bool) {
 	c.mu.Lock()

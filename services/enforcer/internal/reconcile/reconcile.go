@@ -51,11 +51,6 @@ type Subscriber interface {
 	Subscribe(ids []rule.IdentityHash)
 }
 
-// Cutter ends connections that the state in force forbids.
-type Cutter interface {
-	Cut(ctx context.Context) error
-}
-
 // Change is a state that was put in force.
 type Change struct {
 	At       desired.Position
@@ -68,7 +63,7 @@ type Change struct {
 	Took     time.Duration // from the beginning of this change
 }
 
-// Config is what a Loop needs. All fields are required.
+// Config is what a Loop needs. All fields but Cut are required.
 type Config struct {
 	Node         string
 	ClusterCIDRs []netip.Prefix
@@ -77,7 +72,9 @@ type Config struct {
 	Registry     *endpoint.Registry
 	Addresses    Addresses
 	Proxy        Proxy
-	Cutter       Cutter
+	// Cut ends connections that the state in force forbids, after the word has
+	// moved. Nil: they end by themselves.
+	Cut func(ctx context.Context) error
 	// InForce is called by the loop's goroutine after each change.
 	InForce func(Change) error
 	Log     *slog.Logger
@@ -272,8 +269,8 @@ func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began 
 		return fmt.Errorf("put revision %d in force: %w", c.At.Revision, err)
 	}
 	l.cfg.Builder.InForce()
-	if c.Result.Moved {
-		if err := l.cfg.Cutter.Cut(ctx); err != nil {
+	if c.Result.Moved && l.cfg.Cut != nil {
+		if err := l.cfg.Cut(ctx); err != nil {
 			l.cfg.Log.Warn("connections that are now forbidden may linger", logkey.Error, err)
 		}
 	}

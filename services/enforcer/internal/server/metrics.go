@@ -6,7 +6,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	bpf "weir.dev/weir/bpf/datapath"
+	flowv1 "weir.dev/weir/proto/weir/flow/v1"
+	policyv1 "weir.dev/weir/proto/weir/policy/v1"
 	"weir.dev/weir/services/enforcer/internal/plan"
+	"weir.dev/weir/services/enforcer/internal/reconcile"
 )
 
 // Metrics are what the enforcer measures as it goes; what the kernel and the
@@ -170,4 +173,24 @@ func boolean(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// InForce counts a change that was put in force.
+func (m *Metrics) InForce(c reconcile.Change) {
+	if c.Policy {
+		m.PolicyInForce.Observe(time.Since(c.Received).Seconds())
+	}
+	if c.Result.Moved {
+		m.Moves.Inc()
+	}
+	m.Writes.Add(float64(c.Result.Writes))
+}
+
+// Request counts an HTTP verdict.
+func (m *Metrics) Request(f *flowv1.Flow) {
+	verdict := "allow"
+	if f.GetVerdict() == policyv1.Verdict_VERDICT_DENY {
+		verdict = "deny"
+	}
+	m.Requests.WithLabelValues(verdict, f.GetReason()).Inc()
 }

@@ -1,0 +1,99 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"google.golang.org/grpc"
+
+	"weir.dev/weir/internal/logkey"
+	identityv1 "weir.dev/weir/proto/weir/identity/v1"
+)
+
+// nodeAddrs are all addresses that interfaces of this node have, but for
+// loopback, sorted: bridges and overlay devices speak to pods too.
+func nodeAddrs() ([]netip.Addr, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of this node: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && !addr.Unmap().IsLoopback() {
+			out = append(out, addr.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
+}
+
+// registrar keeps weir-identity told of the node's own addresses.
+type registrar struct {
+	identities identityv1.IdentityServiceClient
+	changed    func([]netip.Addr)
+	log        *slog.Logger
+}
+
+const (
+	// addrsEvery is how often addresses are compared in case a notice was lost.
+	addrsEvery = 30 * time.Second
+	// registerAgain is the pause after an attempt that weir-identity did not take.
+	registerAgain = time.Second
+	registerTime  = 5 * time.Second
+)
+
+// run follows the node's addresses until ctx ends.
+func (r *registrar) run(ctx context.Context) error {
+	updates := make(chan netlink.AddrUpdate, 64)
+	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
+		return fmt.Errorf("follow the addresses of this node: %w", err)
+	}
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	var registered []netip.Addr
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-updates:
+			if !ok && ctx.Err() == nil {
+				return fmt.Errorf("follow the addresses of this node: the kernel's notices ended")
+			}
+		case <-tick.C:
+		}
+		addrs, err := nodeAddrs()
+		if err != nil {
+			return err
+		}
+		r.changed(addrs)
+		next := addrsEvery
+		if !slices.Equal(addrs, registered) {
+			if err := r.register(ctx, addrs); err != nil {
+				r.log.Warn("node addresses not registered yet", logkey.Error, err)
+				next = registerAgain
+			} else {
+				registered = addrs
+			}
+		}
+		tick.Reset(next)
+	}
+}
+
+// register tells the addresses that other nodes can see.
+func (r *registrar) register(ctx context.Context, addrs []netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, registerTime)
+	defer cancel()
+	req := &identityv1.RegisterNodeRequest{}
+	for _, a := range addrs {
+		if a.IsGlobalUnicast() {
+			req.Addresses = append(req.Addresses, a.AsSlice())
+		}
+	}
+	_, err := r.identities.RegisterNode(ctx, req, grpc.WaitForReady(true))
+	return err
+}

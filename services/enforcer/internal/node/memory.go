@@ -1,0 +1,54 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/services/enforcer/internal/policyclient"
+)
+
+// memory is what a restarted enforcer must not forget: how new the policy in
+// the kernel is, and which rule set numbers were given out.
+type memory struct {
+	path string
+
+	InForce     policyclient.Position
+	NextRuleSet rule.Verdict
+}
+
+func recall(path string) (*memory, error) {
+	m := &memory{path: path}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return m, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what the last run had in force from %s: %w", path, err)
+	}
+	return m, nil
+}
+
+// remember replaces the file if anything is new.
+func (m *memory) remember(at policyclient.Position, next rule.Verdict) error {
+	if m.InForce == at && m.NextRuleSet == next {
+		return nil
+	}
+	m.InForce, m.NextRuleSet = at, next
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("remember revision %d: %w", at.Revision, err)
+	}
+	if err := os.WriteFile(m.path+".next", b, 0o600); err != nil {
+		return fmt.Errorf("remember revision %d: %w", at.Revision, err)
+	}
+	if err := os.Rename(m.path+".next", m.path); err != nil {
+		return fmt.Errorf("remember revision %d: %w", at.Revision, err)
+	}
+	return nil
+}
