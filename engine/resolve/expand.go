@@ -113,6 +113,8 @@ func validate(p *object.Policy) error {
 			err = fmt.Errorf("requirements on peers outside of v1")
 		case p.Semantics == object.SemanticsV1 && (r.Action != rule.Allow || r.Tier != rule.Normal):
 			err = fmt.Errorf("a v1 rule that is not an allow rule of the normal tier")
+		case p.Semantics == object.SemanticsV1 && r.Direction == rule.Egress && asksForNames(&r):
+			err = fmt.Errorf("v1 has no named ports for egress: write the port's number")
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w: %w", r.Path, err, ErrRefused)
@@ -122,6 +124,12 @@ func validate(p *object.Policy) error {
 		}
 	}
 	return nil
+}
+
+func asksForNames(r *object.PolicyRule) bool {
+	return slices.ContainsFunc(r.Ports, func(ports object.PortRule) bool {
+		return slices.ContainsFunc(ports.Ports, func(p object.Port) bool { return p.Name != "" })
+	})
 }
 
 // validatePeers refuses a rule whose peers are not wholly understood.

@@ -156,10 +156,9 @@ func (x *folding) collectPorts(p *object.Policy, r *object.PolicyRule, ports *ob
 	http := withOrigins(ports.HTTP, origin)
 	plain, named := splitPorts(ports, ports.HTTP != nil)
 	for _, port := range named {
-		// Egress by names of ports is for peers that labels select: v1 has none.
 		for _, n := range x.ports {
 			fits := port.Name == n.name && (port.Protocol == 0 || port.Protocol == n.protocol)
-			if x.direction == rule.Ingress && fits && (ports.HTTP == nil || n.protocol == rule.TCP) {
+			if fits && (ports.HTTP == nil || n.protocol == rule.TCP) {
 				plain = append(plain, rule.PortRange{Protocol: n.protocol, Lo: n.number, Hi: n.number})
 			}
 		}

@@ -66,6 +66,16 @@ func (s *selector) own() {
 	}
 }
 
+// lend is the selector as a value that later events do not change.
+func (s *selector) lend() rule.Selector {
+	out := rule.Selector{ID: s.id, Text: s.text()}
+	if len(s.members) > 0 {
+		s.lent = true
+		out.Identities = slices.Clip(s.members)
+	}
+	return out
+}
+
 // anyNamespace stands for every namespace in a bucket's name.
 const anyNamespace = "*"
 

@@ -96,8 +96,7 @@ func (g *gathering) add(rules []rule.Rule, from *peers) {
 			continue
 		}
 		if sel := from.pods[r.Peer]; sel != nil {
-			sel.lent = true
-			g.selectors[r.Peer] = rule.Selector{ID: sel.id, Identities: sel.members, Text: sel.text()}
+			g.selectors[r.Peer] = sel.lend()
 			continue
 		}
 		g.selectors[r.Peer] = from.rest[r.Peer]

@@ -93,11 +93,12 @@ func (c *Cluster) judge(dir rule.Direction, f Flow, subject, peer Side) Verdict 
 	case rule.Allow:
 		return Verdict{Kind: Allow}
 	}
-	if v, decided := c.normal(parts, dir, f, peer); decided {
+	v, decided := c.normal(parts, dir, f, peer)
+	if decided {
 		return v
 	}
 	if c.tier(rule.Baseline, parts, dir, f, peer) == rule.Deny {
-		return Verdict{Kind: Deny}
+		return v
 	}
 	return Verdict{Kind: Allow}
 }
@@ -147,8 +148,9 @@ func (c *Cluster) tier(tier rule.Tier, parts []*object.Policy, dir rule.Directio
 
 // normal judges by the policies without tiers. A deny wins over everything; an
 // allow without HTTP rules opens whatever HTTP rules others have; the local
-// node may reach its pods unless it is denied. decided is false if nothing
-// matches and no policy isolates the subject.
+// node may reach its pods unless it is denied. decided is false if no policy
+// isolates the subject and nothing opens the flow: then v is what HTTP rules let
+// pass, whatever the baseline says, and denies all else.
 func (c *Cluster) normal(parts []*object.Policy, dir rule.Direction, f Flow, peer Side) (v Verdict, decided bool) {
 	isolated, open := false, false
 	var http []rule.HTTPRule
@@ -189,12 +191,10 @@ func (c *Cluster) normal(parts []*object.Policy, dir rule.Direction, f Flow, pee
 	switch {
 	case open:
 		return Verdict{Kind: Allow}, true
-	case !isolated:
-		return Verdict{}, false
 	case len(http) > 0:
-		return Verdict{Kind: HTTP, Rules: http}, true
+		return Verdict{Kind: HTTP, Rules: http}, isolated
 	}
-	return Verdict{Kind: Deny}, true
+	return Verdict{Kind: Deny}, isolated
 }
 
 // fold judges by all rules of cilium.io/v1 that govern a subject in a direction:
