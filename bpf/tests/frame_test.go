@@ -136,3 +136,7 @@ func extension(next uint8, rest uint16, id uint32) []byte {
 	b := binary.BigEndian.AppendUint16([]byte{next, 0}, rest)
 	return binary.BigEndian.AppendUint32(b, id)
 }
+
+func (f frame) ends() (src, dst netip.AddrPort) {
+	return netip.AddrPortFrom(f.src, f.sport), netip.AddrPortFrom(f.dst, f.dport)
+}
