@@ -37,6 +37,7 @@ type Flow struct {
 	Ingress    Slot // the responder's
 	ProxiedOut bool // through weir-out, since its SYN
 	ProxiedIn  bool // through weir-in
+	Denied     bool // a packet of it was denied since it began
 }
 
 // Slot is one judgement. Endpoint zero: none was made on this node.
@@ -88,6 +89,7 @@ func toFlow(k bpf.WeirCtKey, v bpf.WeirCt) Flow {
 		Ingress:    slot(bpf.SlotIngress),
 		ProxiedOut: v.Flags&bpf.CTProxiedEgress != 0,
 		ProxiedIn:  v.Flags&bpf.CTProxiedIngress != 0,
+		Denied:     v.Flags&bpf.CTDenied != 0,
 	}
 }
 
@@ -100,7 +102,7 @@ func (d *Datapath) Collect(ctx context.Context) (tcp, other int, err error) {
 	}
 	expired := func(k bpf.WeirCtKey, v bpf.WeirCt) bool {
 		idle := time.Duration(int32(now-v.LastSeen)) * time.Second
-		return idle > lifetime(k.Protocol, v.Flags)
+		return idle > lifetime(k.Protocol, v)
 	}
 	tcp, err = d.forget(ctx, bpf.MapCtTCP, expired)
 	if err != nil {
@@ -110,21 +112,21 @@ func (d *Datapath) Collect(ctx context.Context) (tcp, other int, err error) {
 	return tcp, other, err
 }
 
-func lifetime(protocol uint8, flags uint32) time.Duration {
-	replied := flags&bpf.CTSeenReply != 0
+func lifetime(protocol uint8, v bpf.WeirCt) time.Duration {
+	replied := v.Flags&bpf.CTSeenReply != 0
 	switch {
-	case protocol == rule.TCP && flags&bpf.CTRST != 0:
-		return tcpClosing
-	case protocol == rule.TCP && flags&bpf.CTFINA != 0 && flags&bpf.CTFINB != 0:
-		return tcpClosing
-	case protocol == rule.TCP && replied:
-		return tcpEstablished
-	case protocol == rule.TCP:
-		return tcpOpening
-	case replied:
+	case protocol != rule.TCP && replied:
 		return anyReplied
+	case protocol != rule.TCP:
+		return anyUnreplied
+	case v.Flags&bpf.CTRST != 0, v.Flags&bpf.CTFINA != 0 && v.Flags&bpf.CTFINB != 0:
+		return tcpClosing
+	case v.Slot[0].Ifindex == 0 && v.Slot[1].Ifindex == 0: // was reset: forbidden
+		return tcpClosing
+	case replied:
+		return tcpEstablished
 	}
-	return anyUnreplied
+	return tcpOpening
 }
 
 // Purge forgets the flows that an endpoint judged, and its quota: it is gone, or
