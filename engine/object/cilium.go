@@ -18,7 +18,9 @@ const (
 	maxText  = 4096  // bytes of one regular expression
 )
 
-// ciliumPolicy decodes a CiliumNetworkPolicy.
+// ciliumPolicy decodes a CiliumNetworkPolicy, or a CiliumClusterwideNetworkPolicy,
+// which differs in that neither its subject nor its peers are limited to a
+// namespace.
 //
 // What cilium.io/v2 means by lists that are empty or absent: no list of peers
 // means everybody, an empty one nobody; no toPorts or an empty one every
@@ -31,7 +33,7 @@ func ciliumPolicy(origin rule.Origin, sem Semantics, root field) *Policy {
 		known = append(known, "description")
 	}
 	m := root.members(known, nil)
-	c.metadata(m["metadata"])
+	m["metadata"].metadata()
 	m["description"].str()
 	var parts []*Policy
 	if m["spec"].present() {
@@ -56,7 +58,8 @@ type ciliumDecoder struct {
 	origin rule.Origin
 }
 
-func (c *ciliumDecoder) metadata(f field) {
+// metadata is what the API server knows of every object.
+func (f field) metadata() {
 	m := f.members([]string{"name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation",
 		"creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers",
 		"managedFields", "generateName", "selfLink"}, nil)
@@ -77,7 +80,11 @@ func (c *ciliumDecoder) spec(f field) *Policy {
 	})
 	m["description"].str()
 	if m["nodeSelector"].present() {
-		m["nodeSelector"].fail("a CiliumNetworkPolicy selects pods, not nodes: use endpointSelector")
+		if c.origin.Kind == KindCiliumNetworkPolicy {
+			m["nodeSelector"].fail("a CiliumNetworkPolicy selects pods, not nodes: use endpointSelector")
+		} else {
+			m["nodeSelector"].unsupported("policies of nodes are not supported: use endpointSelector")
+		}
 	}
 	p.Subject = c.subject(f, m["endpointSelector"])
 	dd := m["enableDefaultDeny"].members([]string{"ingress", "egress"}, nil)
@@ -116,14 +123,14 @@ func (c *ciliumDecoder) subject(spec, f field) Selector {
 	if c.sem == SemanticsV1 && len(conds) == 0 {
 		f.fail("is empty: cilium.io/v1 wants labels here")
 	}
-	sel := Selector{Namespaces: []string{c.origin.Namespace}}
+	sel := c.ownNamespace()
 	for _, cd := range conds {
 		switch source, k := splitSource(cd.Key); {
 		case source == "reserved":
 			cd.at.unsupported("reserved labels are not supported for subjects: select pods by their labels")
 		case source != "":
 			cd.at.unsupported("label source %q is not supported: write the label's key alone", source)
-		case k == labelNamespace && cd.Operator == In && len(cd.Values) == 1 && strings.Contains(cd.at.path, "matchLabels"):
+		case k == labelNamespace && !sel.AnyNamespace && cd.Operator == In && len(cd.Values) == 1 && strings.Contains(cd.at.path, "matchLabels"):
 			// Overwritten by the policy's own namespace.
 			if cd.Values[0] != c.origin.Namespace {
 				cd.at.warn("is overwritten: the policy selects pods of its own namespace %s only", c.origin.Namespace)
@@ -142,6 +149,14 @@ func (c *ciliumDecoder) subject(spec, f field) Selector {
 		}
 	}
 	return sel.finish()
+}
+
+// ownNamespace is where a selector that names no namespace looks.
+func (c *ciliumDecoder) ownNamespace() Selector {
+	if c.origin.Namespace == "" {
+		return Selector{AnyNamespace: true}
+	}
+	return Selector{Namespaces: []string{c.origin.Namespace}}
 }
 
 // splitSource takes the source off a label's key. "any" and "k8s" are what pods'
@@ -307,7 +322,8 @@ func (c *ciliumDecoder) endpoints(f field, as role) []Peer {
 			sel.NamespaceLabels = append(sel.NamespaceLabels, cd.Requirement)
 		}
 	default:
-		sel.Namespaces = []string{c.origin.Namespace}
+		own := c.ownNamespace()
+		sel.Namespaces, sel.AnyNamespace = own.Namespaces, own.AnyNamespace
 	}
 	sel = sel.finish()
 	return []Peer{{Labels: &sel, Path: f.path}}

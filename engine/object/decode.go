@@ -2,6 +2,7 @@ package object
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,18 +33,21 @@ func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) 
 		ref.Problems = []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}
 		return nil, ref
 	}
-	var h header
-	if err := json.Unmarshal(text, &h); err != nil {
-		ref.Problems = []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}
+	h, err := headerOf(root)
+	if err != nil {
+		ref.Problems = []Problem{{Reason: err.Error()}}
 		return nil, ref
 	}
-	if h.Metadata.Namespace == "" && unsupportedKinds[h.Kind] == "" {
-		h.Metadata.Namespace = "default"
-	}
-	ref.APIVersion, ref.Kind, ref.Namespace, ref.Name = h.APIVersion, h.Kind, h.Metadata.Namespace, h.Metadata.Name
 	r := &reader{lines: lines}
-	origin := rule.Origin{Kind: h.Kind, APIVersion: h.APIVersion, Namespace: h.Metadata.Namespace,
-		Name: h.Metadata.Name, File: file, Line: line}
+	switch cluster := h.kind == KindClusterNetworkPolicy || h.kind == KindCiliumClusterwideNetworkPolicy; {
+	case cluster && h.namespace != "":
+		r.add("metadata.namespace", false, "a "+h.kind+" has no namespace: remove the field")
+	case !cluster && unsupportedKinds[h.kind] == "":
+		h.namespace = cmp.Or(h.namespace, "default")
+	}
+	ref.APIVersion, ref.Kind, ref.Namespace, ref.Name = h.apiVersion, h.kind, h.namespace, h.name
+	origin := rule.Origin{Kind: h.kind, APIVersion: h.apiVersion, Namespace: h.namespace,
+		Name: h.name, File: file, Line: line}
 	checkName(r, origin)
 	p := decodePolicy(r, origin, field{r: r, v: root}, text)
 	if len(r.problems) > 0 {
@@ -75,15 +79,18 @@ func decodePolicy(r *reader, origin rule.Origin, root field, text []byte) *Polic
 	case "cilium.io/v1/" + KindCiliumNetworkPolicy:
 		r.fold = true
 		return ciliumPolicy(origin, SemanticsV1, root)
-	case "cilium.io/v2/" + KindCiliumNetworkPolicy:
+	case "cilium.io/v2/" + KindCiliumNetworkPolicy, "cilium.io/v2/" + KindCiliumClusterwideNetworkPolicy:
 		return ciliumPolicy(origin, SemanticsV2, root)
+	case "policy.networking.k8s.io/v1alpha2/" + KindClusterNetworkPolicy:
+		return clusterPolicy(origin, root)
 	}
 	if reason := unsupportedKinds[origin.Kind]; reason != "" {
 		r.add("kind", true, origin.Kind+": "+reason)
 		return nil
 	}
-	r.add("kind", true, fmt.Sprintf("%s of %s is not a policy that Weir reads: it takes NetworkPolicy of networking.k8s.io/v1 "+
-		"and CiliumNetworkPolicy of cilium.io/v2 and cilium.io/v1", origin.Kind, origin.APIVersion))
+	r.add("kind", true, fmt.Sprintf("%s of %s is not a policy that Weir reads: it takes NetworkPolicy of networking.k8s.io/v1, "+
+		"CiliumNetworkPolicy of cilium.io/v2 and cilium.io/v1, CiliumClusterwideNetworkPolicy of cilium.io/v2, "+
+		"ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2", origin.Kind, origin.APIVersion))
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -27,7 +28,16 @@ const (
 	KindEndpointSlice       = "EndpointSlice"
 	KindNetworkPolicy       = "NetworkPolicy"
 	KindCiliumNetworkPolicy = "CiliumNetworkPolicy"
+
+	KindCiliumClusterwideNetworkPolicy = "CiliumClusterwideNetworkPolicy"
+	KindClusterNetworkPolicy           = "ClusterNetworkPolicy"
 )
+
+// PolicyKinds are the kinds whose values are policies, sorted. The last two
+// belong to no namespace.
+func PolicyKinds() []string {
+	return []string{KindCiliumNetworkPolicy, KindNetworkPolicy, KindCiliumClusterwideNetworkPolicy, KindClusterNetworkPolicy}
+}
 
 // NamespaceNameLabel is the label with its name that the API server gives every
 // namespace, and Decode gives one that lacks it.
@@ -135,11 +145,9 @@ func (r *Refusal) Error() string {
 // unsupportedKinds are the policy kinds that Weir knows of and refuses, and what
 // to do about it. Every other kind that is not served is refused as unknown.
 var unsupportedKinds = map[string]string{
-	"CiliumClusterwideNetworkPolicy": "policies of the whole cluster are not supported yet: write a CiliumNetworkPolicy in each namespace",
-	"ClusterNetworkPolicy":           "policies of the whole cluster are not supported yet: write a NetworkPolicy in each namespace",
-	"AdminNetworkPolicy":             "is superseded by ClusterNetworkPolicy and not supported: write a NetworkPolicy in each namespace",
-	"BaselineAdminNetworkPolicy":     "is superseded by ClusterNetworkPolicy and not supported: write a NetworkPolicy in each namespace",
-	"CiliumCIDRGroup":                "CIDR groups are not supported yet: write the CIDRs into the policies",
+	"AdminNetworkPolicy":         "is superseded and not supported: write a ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2",
+	"BaselineAdminNetworkPolicy": "is superseded and not supported: write a ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2",
+	"CiliumCIDRGroup":            "CIDR groups are not supported yet: write the CIDRs into the policies",
 }
 
 // Decode reads the documents of a file, YAML or JSON. What it cannot take whole
@@ -189,14 +197,34 @@ func items(t *tree) []*tree {
 	return out
 }
 
-// header is what every object has.
-type header struct {
-	APIVersion string `json:"apiVersion"`
-	Kind       string `json:"kind"`
-	Metadata   struct {
-		Name      string `json:"name"`
-		Namespace string `json:"namespace"`
-	} `json:"metadata"`
+// header is what every object has. Its names are matched in their own case,
+// also where others are not.
+type header struct{ apiVersion, kind, namespace, name string }
+
+var errNoObject = errors.New("not a Kubernetes object: it must have the fields apiVersion, kind and metadata")
+
+func headerOf(v any) (header, error) {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return header{}, errNoObject
+	}
+	var h header
+	meta, ok := m["metadata"].(map[string]any)
+	if !ok && m["metadata"] != nil {
+		return header{}, errNoObject
+	}
+	for _, f := range []struct {
+		from map[string]any
+		key  string
+		to   *string
+	}{
+		{m, "apiVersion", &h.apiVersion}, {m, "kind", &h.kind}, {meta, "namespace", &h.namespace}, {meta, "name", &h.name},
+	} {
+		if *f.to, ok = f.from[f.key].(string); !ok && f.from[f.key] != nil {
+			return header{}, fmt.Errorf("%w: %s must be a string", errNoObject, f.key)
+		}
+	}
+	return h, nil
 }
 
 func decodeTree(file string, t *tree) (*Object, *Refusal) {
@@ -205,14 +233,12 @@ func decodeTree(file string, t *tree) (*Object, *Refusal) {
 	if err != nil {
 		return nil, &Refusal{Source: src, Problems: []Problem{{Reason: err.Error()}}}
 	}
-	var h header
-	if err := json.Unmarshal(text, &h); err != nil {
-		return nil, &Refusal{Source: src, Problems: []Problem{{Reason: "not a Kubernetes object: " + err.Error()}}}
+	h, err := headerOf(t.value)
+	if err != nil {
+		return nil, &Refusal{Source: src, Problems: []Problem{{Reason: err.Error()}}}
 	}
-	o := &Object{APIVersion: h.APIVersion, Kind: h.Kind, Namespace: h.Metadata.Namespace, Name: h.Metadata.Name,
-		Source: src, JSON: text}
-	group, _, _ := strings.Cut(h.APIVersion, "/")
-	if group == "cilium.io" || h.Kind == KindNetworkPolicy || unsupportedKinds[h.Kind] != "" {
+	o := &Object{APIVersion: h.apiVersion, Kind: h.kind, Namespace: h.namespace, Name: h.name, Source: src, JSON: text}
+	if isPolicy(h) {
 		o.Lines = t.lines()
 		p, err := DecodePolicyJSON(text, file, src.Line, o.Lines)
 		if err != nil {
@@ -225,6 +251,14 @@ func decodeTree(file string, t *tree) (*Object, *Refusal) {
 		return nil, r
 	}
 	return o, nil
+}
+
+// isPolicy tells whether an object is a policy, or something like one that must
+// not be taken for nothing.
+func isPolicy(h header) bool {
+	group, _, _ := strings.Cut(h.apiVersion, "/")
+	return group == "cilium.io" || group == "policy.networking.k8s.io" ||
+		slices.Contains(PolicyKinds(), h.kind) || unsupportedKinds[h.kind] != ""
 }
 
 // clusterScoped tells for each kind with a Kubernetes type whether it has no

@@ -20,7 +20,7 @@ func (c *ciliumDecoder) portRules(out *PolicyRule, toPorts, icmps field) {
 	}
 	for _, e := range ports {
 		out.AnyPort = false
-		out.Ports = append(out.Ports, c.portRule(e, out.Action))
+		out.Ports = append(out.Ports, c.portRule(e, out.Direction, out.Action))
 	}
 	for _, e := range icmp {
 		out.AnyPort = false
@@ -28,7 +28,7 @@ func (c *ciliumDecoder) portRules(out *PolicyRule, toPorts, icmps field) {
 	}
 }
 
-func (c *ciliumDecoder) portRule(f field, action rule.Action) PortRule {
+func (c *ciliumDecoder) portRule(f field, dir rule.Direction, action rule.Action) PortRule {
 	out := PortRule{Path: f.path}
 	m := f.members([]string{"ports", "rules"}, map[string]string{
 		"originatingTLS": "TLS is not supported: remove the field",
@@ -52,14 +52,14 @@ func (c *ciliumDecoder) portRule(f field, action rule.Action) PortRule {
 		f.warn("has no ports and matches nothing: leave toPorts out to mean every port")
 	}
 	for _, p := range m["ports"].list(maxPorts) {
-		out.Ports = append(out.Ports, c.port(p, len(out.HTTP) > 0)...)
+		out.Ports = append(out.Ports, c.port(p, dir, len(out.HTTP) > 0)...)
 	}
 	return out
 }
 
 // port decodes a port of toPorts. With HTTP rules it must be one of TCP; in v1
 // the protocol may be absent then and means TCP.
-func (c *ciliumDecoder) port(f field, http bool) []Port {
+func (c *ciliumDecoder) port(f field, dir rule.Direction, http bool) []Port {
 	m := f.members([]string{"port", "endPort", "protocol"}, nil)
 	if !m["port"].present() {
 		f.fail("port is required: \"0\" means every port")
@@ -76,7 +76,7 @@ func (c *ciliumDecoder) port(f field, http bool) []Port {
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return c.namedPort(m, text, protocols)
+		return c.namedPort(m, text, protocols, dir)
 	}
 	if n > 65535 {
 		m["port"].fail("port %s is beyond 65535", text)
@@ -107,7 +107,7 @@ func (c *ciliumDecoder) port(f field, http bool) []Port {
 
 // namedPort is a port by its name in the pod that is reached. Names are matched
 // in lower case.
-func (c *ciliumDecoder) namedPort(m map[string]field, name string, protocols []uint8) []Port {
+func (c *ciliumDecoder) namedPort(m map[string]field, name string, protocols []uint8, dir rule.Direction) []Port {
 	name = strings.ToLower(name)
 	if errs := validation.IsValidPortName(name); len(errs) > 0 {
 		m["port"].fail("port %q is neither a number nor a port's name: %s", name, errs[0])
@@ -115,6 +115,10 @@ func (c *ciliumDecoder) namedPort(m map[string]field, name string, protocols []u
 	}
 	if m["endPort"].present() {
 		m["endPort"].fail("cannot be together with a named port")
+		return nil
+	}
+	if c.sem == SemanticsV1 && dir == rule.Egress {
+		m["port"].unsupported("egress of cilium.io/v1 has no named ports: write the port's number")
 		return nil
 	}
 	if len(protocols) > 1 {

@@ -151,7 +151,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestUnsupportedKindsAreRefusedByName(t *testing.T) {
-	for _, kind := range []string{"cilium.io/v2/CiliumClusterwideNetworkPolicy", "policy.networking.k8s.io/v1alpha2/ClusterNetworkPolicy",
+	for _, kind := range []string{"cilium.io/v1/CiliumClusterwideNetworkPolicy", "policy.networking.k8s.io/v1alpha1/ClusterNetworkPolicy",
 		"cilium.io/v2/CiliumCIDRGroup", "policy.networking.k8s.io/v1alpha1/AdminNetworkPolicy", "cilium.io/v2/CiliumEgressGatewayPolicy"} {
 		i := strings.LastIndexByte(kind, '/')
 		yaml := fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: a}\n", kind[:i], kind[i+1:])

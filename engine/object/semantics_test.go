@@ -260,7 +260,7 @@ func TestSpecsAreParts(t *testing.T) {
 }
 
 func TestV1FieldNamesInAnyCase(t *testing.T) {
-	p := decode(t, "APIVERSION: cilium.io/v1\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nDescription: d\nSpec: {EndpointSelector: {MATCHLABELS: {id: a}}, INGRESS: [{fromendpoints: [{matchLabels: {Id: B}}], fromRequires: [{}]}]}")
+	p := decode(t, "apiVersion: cilium.io/v1\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nDescription: d\nSpec: {EndpointSelector: {MATCHLABELS: {id: a}}, INGRESS: [{fromendpoints: [{matchLabels: {Id: B}}], fromRequires: [{}]}]}")
 	r := p.Rules[0]
 	if r.Peers[0].Labels.Text != "Id=B in default" || len(r.Requires) != 1 || r.Path != "Spec.INGRESS[0]" {
 		t.Errorf("got %+v", r)
