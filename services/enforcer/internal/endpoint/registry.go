@@ -131,6 +131,18 @@ func (r *Registry) find(key Key) int {
 	return slices.IndexFunc(r.file.Endpoints, func(e Endpoint) bool { return e.Key == key })
 }
 
+// Netns is the path of an endpoint's network namespace; empty: unknown.
+func (r *Registry) Netns(id uint32) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.file.Endpoints {
+		if e.ID == id {
+			return e.Netns
+		}
+	}
+	return ""
+}
+
 // Put adds e, or replaces the endpoint of its key. A new endpoint gets an ID.
 func (r *Registry) Put(e Endpoint) (Endpoint, error) {
 	r.mu.Lock()

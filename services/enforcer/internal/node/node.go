@@ -37,6 +37,7 @@ import (
 	"weir.dev/weir/services/enforcer/internal/proxyclient"
 	"weir.dev/weir/services/enforcer/internal/proxynet"
 	"weir.dev/weir/services/enforcer/internal/reconcile"
+	"weir.dev/weir/services/enforcer/internal/reset"
 	"weir.dev/weir/services/enforcer/internal/server"
 )
 
@@ -187,9 +188,13 @@ func (e *enforcer) know(context.Context) (err error) {
 		},
 		Lost: func(n uint64) { e.metrics.LostVerdicts.Add(float64(n)) },
 	})
+	cutter := reset.New(reset.Config{
+		Netns:   e.registry.Netns,
+		ProxyIn: filepath.Join(e.RunDir, "netns", "weir-in"), ProxyOut: filepath.Join(e.RunDir, "netns", "weir-out"),
+	}, e.kernel, e.planner, e.log)
 	e.loop = reconcile.New(reconcile.Config{
 		Node: e.Node, ClusterCIDRs: e.ClusterCIDRs, Builder: e.builder, Planner: e.planner,
-		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, InForce: e.inForce,
+		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, InForce: e.inForce, Cut: cutter.Cut,
 	})
 	e.policy = policyclient.New(policyclient.Config{
 		Addresses: e.Policy, Version: e.Server.Version, Floor: e.memory.InForce, Applier: e.loop, Log: e.log,

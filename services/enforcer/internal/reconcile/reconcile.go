@@ -63,7 +63,7 @@ type Change struct {
 	Took     time.Duration // from the beginning of this change
 }
 
-// Config is what a Loop needs. All fields but Cut are required.
+// Config is what a Loop needs. All fields are required.
 type Config struct {
 	Node         string
 	ClusterCIDRs []netip.Prefix
@@ -73,7 +73,7 @@ type Config struct {
 	Addresses    Addresses
 	Proxy        Proxy
 	// Cut ends connections that the state in force forbids, after the word has
-	// moved. Nil: they end by themselves.
+	// moved.
 	Cut func(ctx context.Context) error
 	// InForce is called by the loop's goroutine after each change.
 	InForce func(Change) error
@@ -269,7 +269,7 @@ func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began 
 		return fmt.Errorf("put revision %d in force: %w", c.At.Revision, err)
 	}
 	l.cfg.Builder.InForce()
-	if c.Result.Moved && l.cfg.Cut != nil {
+	if c.Result.Moved {
 		if err := l.cfg.Cut(ctx); err != nil {
 			l.cfg.Log.Warn("connections that are now forbidden may linger", logkey.Error, err)
 		}
