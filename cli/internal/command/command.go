@@ -12,8 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weir.dev/weir/cli/internal/demo"
 	"weir.dev/weir/cli/internal/exit"
 	"weir.dev/weir/cli/internal/observe"
+	"weir.dev/weir/cli/internal/policytest"
 	"weir.dev/weir/cli/internal/status"
 	"weir.dev/weir/cli/internal/why"
 	"weir.dev/weir/internal/version"
@@ -57,7 +59,7 @@ func New() *cobra.Command {
 	}
 	root.PersistentFlags().String("demo", name, "the demo to talk to (also from $WEIR_DEMO)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
-	root.AddCommand(observe.New(), why.New(), status.New())
+	root.AddCommand(demo.NewCommand(), observe.New(), why.New(), status.New(), policytest.New())
 	return root
 }
 
