@@ -25,6 +25,15 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "write what came out into the golden files")
 
+// TestMain asks each property more often than rapid's default, unless a flag
+// says how often.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "3000"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
 // TestGolden reads objects and compares the cells of every pod's rows. Peers are
 // the pods, the nodes, and the addresses in the file "outside".
 func TestGolden(t *testing.T) {

@@ -24,6 +24,15 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "write what came out into the golden files")
 
+// TestMain asks each property more often than rapid's default, unless a flag
+// says how often.
+func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.checks", "1000"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
 func TestImports(t *testing.T) {
 	deptest.OnlyImports(t, "cmp", "errors", "fmt", "maps", "net/netip", "slices", "strconv", "strings",
 		"weir.dev/weir/engine/object", "weir.dev/weir/engine/rule")
