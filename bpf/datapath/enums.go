@@ -27,7 +27,7 @@ const (
 	ReasonHTTPStarted    Reason = 0x11
 	ReasonInternal       Reason = 0x12
 	ReasonBadARP         Reason = 0x13
-	ReasonBadNdp         Reason = 0x14
+	ReasonBadNDP         Reason = 0x14
 	ReasonCount          Reason = 0x15
 )
 
@@ -74,7 +74,7 @@ func (v Reason) String() string {
 		return "internal"
 	case ReasonBadARP:
 		return "bad-arp"
-	case ReasonBadNdp:
+	case ReasonBadNDP:
 		return "bad-ndp"
 	}
 	return "unknown"

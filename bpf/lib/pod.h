@@ -103,18 +103,20 @@ static __noinline int admit(struct __sk_buff *skb, struct judgement *j, __u32 fl
 }
 
 /* Finds out which end began a flow that has no entry. Returns conntrack flags. */
-static __noinline __u32 orient(struct __sk_buff *skb, struct judgement *j)
+static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 {
 	const struct packet *p = &j->packet;
 	struct kernel_flow flow = {};
 
-	set_initiator(j, !(p->flags & PACKET_ICMP_REPLY));
+	set_initiator(j, true);
 	if (p->protocol == IPPROTO_TCP && recover_from_proxy(skb, j))
 		return ct_proxied_flag(j->slot);
 	if (find_kernel_flow(skb, p, j->to_pod, &flow)) {
 		set_initiator(j, !flow.reply);
 		return 0;
 	}
+	if (p->flags & PACKET_ICMP_REPLY)
+		return -WEIR_REASON_UNKNOWN_FLOW;
 	if (p->protocol != IPPROTO_TCP)
 		return 0;
 	if (p->tcp_flags & TCP_SYN) /* with ACK: an answer */
@@ -137,8 +139,7 @@ static __always_inline int check_own(struct judgement *j)
 /* Judges a packet that no slot answers for. begins: it is the first of a flow. */
 static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, bool begins)
 {
-	__u32 flags = 0;
-	int v;
+	int flags = 0, v;
 
 	v = check_own(j);
 	if (v)
@@ -148,9 +149,11 @@ static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, boo
 	if (begins)
 		set_initiator(j, true);
 	else if (j->ct)
-		flags = j->ct->flags; /* and j->slot is set by them */
+		flags = j->ct->flags & 0xffff; /* and j->slot is set by them */
 	else
 		flags = orient(skb, j);
+	if (flags < 0)
+		return tell_drop(j, -flags);
 	v = judge(skb, j);
 	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED) {
 		j->slot ^= 1;

@@ -95,7 +95,7 @@ func goName(c string) string {
 	words := strings.Split(strings.TrimPrefix(c, "WEIR_"), "_")
 	words = slices.DeleteFunc(words, func(w string) bool { return w == "" })
 	for i, w := range words {
-		if !slices.Contains([]string{"ICMP", "HTTP", "ARP", "CT", "FIN", "RST"}, w) {
+		if !slices.Contains([]string{"ICMP", "HTTP", "ARP", "NDP", "CT", "FIN", "RST"}, w) {
 			words[i] = w[:1] + strings.ToLower(w[1:])
 		}
 	}
