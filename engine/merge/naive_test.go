@@ -123,13 +123,16 @@ func naiveMatches(s rule.Selector, peer merge.PeerDesc) bool {
 	if slices.Contains(s.Entities, peer.Entity) {
 		return true
 	}
-	if peer.Identity != 0 && slices.Contains(s.Identities, peer.Identity) {
+	identity := peer.Identity != 0 && slices.Contains(s.Identities, peer.Identity)
+	if identity && !s.Within {
 		return true
 	}
 	if peer.Entity == rule.World && slices.ContainsFunc(s.Names, func(n string) bool { return slices.Contains(peer.Names, n) }) {
 		return true
 	}
 	switch {
+	case s.Within && !identity:
+		return false
 	case peer.Entity == rule.Endpoints && !s.PrefixesMatchPods:
 		return false
 	case (peer.Entity == rule.Host || peer.Entity == rule.RemoteNode) && !s.PrefixesMatchNodes:

@@ -16,8 +16,8 @@ func (x *Index) Matches(d PeerDesc) []rule.ID {
 	if d.Identity != 0 {
 		at = append(at, x.byIdentity[d.Identity]...)
 	}
+	at = x.confine(at, x.matchPrefixes(d))
 	at = append(at, x.byEntity[d.Entity]...)
-	at = append(at, x.matchPrefixes(d)...)
 	if d.Entity == rule.World && d.Identity == 0 && len(d.Names) > 0 {
 		for _, i := range x.named {
 			if anyName(x.selectors[i].Names, d.Names) {
@@ -32,6 +32,23 @@ func (x *Index) Matches(d PeerDesc) []rule.ID {
 		ids[i] = x.selectors[p].ID // positions are in the order of the IDs
 	}
 	return ids
+}
+
+// confine joins what a peer's identity and its prefixes match; of a selector
+// whose identities are meant within its prefixes, both must.
+func (x *Index) confine(identity, prefixes []int) []int {
+	var at []int
+	for _, i := range identity {
+		if !x.selectors[i].Within || slices.Contains(prefixes, i) {
+			at = append(at, i)
+		}
+	}
+	for _, i := range prefixes {
+		if !x.selectors[i].Within {
+			at = append(at, i)
+		}
+	}
+	return at
 }
 
 func (x *Index) matchPrefixes(d PeerDesc) []int {

@@ -45,6 +45,7 @@ func drawSelector(t *rapid.T, n int) rule.Selector {
 		ID:                 id(fmt.Sprint("selector ", n)),
 		PrefixesMatchPods:  rapid.Bool().Draw(t, "pods"),
 		PrefixesMatchNodes: rapid.Bool().Draw(t, "nodes"),
+		Within:             rapid.IntRange(0, 3).Draw(t, "within") == 0,
 	}
 	for _, r := range rapid.SliceOfNDistinct(rapid.IntRange(1, 5), 0, 4, rapid.ID[int]).Draw(t, "identities") {
 		s.Identities = append(s.Identities, rule.Revision(r))

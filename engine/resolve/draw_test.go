@@ -211,9 +211,7 @@ func drawPortRule(t *rapid.T, p *object.Policy, r *object.PolicyRule, path strin
 			out.HTTP = append(out.HTTP, rule.HTTPRule{Method: &method})
 		}
 	}
-	// A port by name of a peer that a prefix selects is nobody's.
-	byName := !slices.ContainsFunc(r.Peers, func(p object.Peer) bool { return p.PrefixesMatchPods }) &&
-		(p.Semantics != object.SemanticsV1 || r.Direction == rule.Ingress)
+	byName := p.Semantics != object.SemanticsV1 || r.Direction == rule.Ingress
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
 		if byName && rapid.IntRange(0, 2).Draw(t, "named") == 0 {
 			port := object.Port{Name: rapid.SampledFrom(worldPortNames).Draw(t, "port name"), Protocol: rule.TCP}

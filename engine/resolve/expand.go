@@ -276,17 +276,18 @@ func (s *State) numbersOf(p object.Port, tcpOnly bool) []namedPort {
 // target is one peer of a rule.
 type target struct {
 	id      rule.ID
-	labels  *selector // nil: a peer without members
-	anyPods bool      // every pod is meant, among others
+	labels  *selector        // nil: a peer without members
+	anyPods bool             // every pod is meant, among others
+	within  []rule.PrefixSet // of which addresses of pods are meant, among others
 	path    string
 }
 
-// pods are the pods that the peer means by their labels, for named ports.
+// pods are the pods that the peer means, for named ports.
 func (t target) pods() (conjunction, bool) {
 	if t.labels != nil {
 		return t.labels.conjunction, true
 	}
-	return conjunction{anyNamespace: true}, t.anyPods
+	return conjunction{anyNamespace: true, within: t.within}, t.anyPods || len(t.within) > 0
 }
 
 func (x expansion) podTarget(c conjunction, path string) target {
@@ -411,7 +412,11 @@ func (ps peers) prefixes(group []object.Peer) target {
 	})
 	s.Text = strings.Join(words, ", ")
 	s.ID = rule.NewID(fmt.Appendf(nil, "prefixes pods=%t nodes=%t\n%s", s.PrefixesMatchPods, s.PrefixesMatchNodes, s.Text))
-	return ps.add(s, group[0].Path)
+	t := ps.add(s, group[0].Path)
+	if s.PrefixesMatchPods {
+		t.within = s.Prefixes
+	}
+	return t
 }
 
 func prefixText(s rule.PrefixSet) string {

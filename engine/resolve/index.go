@@ -69,6 +69,9 @@ func (s *selector) own() {
 // lend is the selector as a value that later events do not change.
 func (s *selector) lend() rule.Selector {
 	out := rule.Selector{ID: s.id, Text: s.text()}
+	if len(s.within) > 0 {
+		out.Prefixes, out.PrefixesMatchPods, out.Within = s.within, true, true
+	}
 	if len(s.members) > 0 {
 		s.lent = true
 		out.Identities = slices.Clip(s.members)

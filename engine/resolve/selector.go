@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"weir.dev/weir/engine/object"
+	"weir.dev/weir/engine/rule"
 )
 
 // ErrRefused says that an object cannot be resolved; the state stays as it was.
@@ -21,6 +22,9 @@ type conjunction struct {
 	ofNamespace  []object.Requirement
 	ofPod        []object.Requirement
 	port         namedPort // zero: no condition
+	// Prefixes that the pod's address must be in; empty: no condition. Which
+	// address a pod has is asked on the node, not when members are counted.
+	within []rule.PrefixSet
 }
 
 // namedPort is a condition on a pod's named ports: that name and protocol stand
@@ -57,6 +61,7 @@ func (c conjunction) and(o conjunction) conjunction {
 		ofNamespace: joinRequirements(c.ofNamespace, o.ofNamespace),
 		ofPod:       joinRequirements(c.ofPod, o.ofPod),
 		port:        c.port,
+		within:      c.within,
 	}
 	switch {
 	case c.anyNamespace:
@@ -134,6 +139,9 @@ func (c conjunction) canonical() []byte {
 	if c.port != (namedPort{}) {
 		text = fmt.Appendf(text, "\nport %q/%d=%d", c.port.name, c.port.protocol, c.port.number)
 	}
+	for _, p := range c.within {
+		text = append(append(text, "\nwithin "...), prefixText(p)...)
+	}
 	return text
 }
 
@@ -194,6 +202,9 @@ func (c conjunction) text() string {
 	}
 	if c.port != (namedPort{}) {
 		fmt.Fprintf(&b, " where port %s is %d", c.port.name, c.port.number)
+	}
+	for i, p := range c.within {
+		b.WriteString([]string{" at ", ", "}[min(i, 1)] + prefixText(p))
 	}
 	return b.String()
 }

@@ -83,8 +83,10 @@ func (s *State) Take() Changes {
 		Selectors:  slices.SortedFunc(maps.Keys(s.dirtySelectors), rule.ID.Compare),
 		Services:   s.dirtyServices,
 	}
-	clear(s.dirtyIdentities)
-	clear(s.dirtySelectors)
+	// Not cleared: a map keeps the room that it once needed, and clearing pays
+	// for all of it each time.
+	s.dirtyIdentities = make(map[rule.IdentityHash]struct{})
+	s.dirtySelectors = make(map[rule.ID]struct{})
 	s.dirtyServices = false
 	return c
 }

@@ -98,7 +98,10 @@ type Selector struct {
 	// Whether Prefixes may match addresses of pods and of nodes.
 	PrefixesMatchPods  bool
 	PrefixesMatchNodes bool
-	Text               string // for people
+	// Within: the selector means its Identities at addresses that Prefixes have,
+	// and neither alone.
+	Within bool
+	Text   string // for people
 }
 
 // Rule is one resolved rule.

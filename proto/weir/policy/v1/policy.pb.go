@@ -562,7 +562,7 @@ func (*WatchPolicyRequest_Nack) isWatchPolicyRequest_Message() {}
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the client understands ("http", "http.headers", "deny", "tiers",
-	// "services", "named-ports"). A rule that needs more is sent in a stricter form.
+	// "services", "named-ports", "within"). A rule that needs more is sent in a stricter form.
 	Capabilities []string `protobuf:"bytes,1,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	Version      string   `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // of the enforcer's build
 	// What it has in force. generation 0: nothing. A server whose own state is
@@ -1254,7 +1254,10 @@ type Selector struct {
 	PrefixesMatchPods  bool `protobuf:"varint,6,opt,name=prefixes_match_pods,json=prefixesMatchPods,proto3" json:"prefixes_match_pods,omitempty"`
 	PrefixesMatchNodes bool `protobuf:"varint,7,opt,name=prefixes_match_nodes,json=prefixesMatchNodes,proto3" json:"prefixes_match_nodes,omitempty"`
 	// What it says, for people: "id=app2 in default".
-	Text          string `protobuf:"bytes,8,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,8,opt,name=text,proto3" json:"text,omitempty"`
+	// The selector means its identities at addresses that its prefixes have:
+	// neither alone matches. Needs the capability "within".
+	Within        bool `protobuf:"varint,9,opt,name=within,proto3" json:"within,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1343,6 +1346,13 @@ func (x *Selector) GetText() string {
 		return x.Text
 	}
 	return ""
+}
+
+func (x *Selector) GetWithin() bool {
+	if x != nil {
+		return x.Within
+	}
+	return false
 }
 
 type PrefixSet struct {
@@ -3029,7 +3039,7 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\aSubject\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\fR\bidentity\x12+\n" +
 	"\x11identity_revision\x18\x02 \x01(\x04R\x10identityRevision\x12\x1c\n" +
-	"\tselectors\x18\x03 \x03(\fR\tselectors\"\xb1\x02\n" +
+	"\tselectors\x18\x03 \x03(\fR\tselectors\"\xc9\x02\n" +
 	"\bSelector\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1e\n" +
 	"\n" +
@@ -3040,7 +3050,8 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x05names\x18\x05 \x03(\tR\x05names\x12.\n" +
 	"\x13prefixes_match_pods\x18\x06 \x01(\bR\x11prefixesMatchPods\x120\n" +
 	"\x14prefixes_match_nodes\x18\a \x01(\bR\x12prefixesMatchNodes\x12\x12\n" +
-	"\x04text\x18\b \x01(\tR\x04text\"k\n" +
+	"\x04text\x18\b \x01(\tR\x04text\x12\x16\n" +
+	"\x06within\x18\t \x01(\bR\x06within\"k\n" +
 	"\tPrefixSet\x12.\n" +
 	"\x06prefix\x18\x01 \x01(\v2\x16.weir.policy.v1.PrefixR\x06prefix\x12.\n" +
 	"\x06except\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\x06except\":\n" +

@@ -61,7 +61,7 @@ func selectorOf(p *policyv1.Selector) (rule.Selector, error) {
 	}
 	s := rule.Selector{
 		ID: id, Names: p.GetNames(), Text: p.GetText(),
-		PrefixesMatchPods: p.GetPrefixesMatchPods(), PrefixesMatchNodes: p.GetPrefixesMatchNodes(),
+		PrefixesMatchPods: p.GetPrefixesMatchPods(), PrefixesMatchNodes: p.GetPrefixesMatchNodes(), Within: p.GetWithin(),
 	}
 	for _, r := range p.GetIdentities() {
 		s.Identities = append(s.Identities, rule.Revision(r))

@@ -31,7 +31,7 @@ import (
 // Capabilities are what this build understands. A rule that needs more is sent
 // in a stricter form.
 func Capabilities() []string {
-	return []string{"deny", "http", "http.headers", "named-ports", "services", "tiers"}
+	return []string{"deny", "http", "http.headers", "named-ports", "services", "tiers", "within"}
 }
 
 // ErrOlder says that a replica sent a state older than the one in force.
