@@ -78,6 +78,13 @@ func token(name string) string {
 	return strings.ReplaceAll(name, ".", "=")
 }
 
+func untoken(t string) string {
+	if t == "_" {
+		return ""
+	}
+	return strings.ReplaceAll(t, "=", ".")
+}
+
 // Kind says what the key names; zero if it names nothing that this build knows.
 func (k Key) Kind() Kind {
 	prefix, _, _ := strings.Cut(string(k), ".")
@@ -87,6 +94,21 @@ func (k Key) Kind() Kind {
 		}
 	}
 	return 0
+}
+
+// Name is the last name that the key has: of the namespace, Service or policy.
+func (k Key) Name() string {
+	i := strings.LastIndexByte(string(k), '.')
+	return untoken(string(k)[i+1:])
+}
+
+// Policy is the kind, namespace and name that a policy's key holds.
+func (k Key) Policy() (kind, namespace, name string) {
+	parts := strings.Split(string(k), ".")
+	if len(parts) != 4 || parts[0] != kindNames[Policy] {
+		return "", "", ""
+	}
+	return untoken(parts[1]), untoken(parts[2]), untoken(parts[3])
 }
 
 // Hash is the identity hash that an identity's key holds.

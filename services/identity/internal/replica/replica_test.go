@@ -589,4 +589,3 @@ func TestS12RestWritesNothing(t *testing.T) {
 			stateAfter-state-1, addressesAfter-addresses)
 	}
 }
-

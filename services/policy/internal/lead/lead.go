@@ -1,0 +1,147 @@
+// Package lead is what only the replica that holds the lease does: it copies
+// the policies of the source into the state log, and begins another generation
+// when the log has lost its tail.
+package lead
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"weir.dev/weir/internal/logkey"
+	kit "weir.dev/weir/internal/source"
+	"weir.dev/weir/internal/statelog"
+	policyv1 "weir.dev/weir/proto/weir/policy/v1"
+	"weir.dev/weir/services/policy/internal/source"
+	"weir.dev/weir/services/policy/internal/status"
+)
+
+const (
+	lookEvery = 5 * time.Second
+	retry     = 500 * time.Millisecond
+	// lostAfter is how long a node must be ahead of the log: a replica may lag.
+	lostAfter = 4 * time.Second
+)
+
+// Leader copies. All its fields are set.
+type Leader struct {
+	Source *kit.Store
+	View   *statelog.View
+	Writer *statelog.Writer
+	Nodes  *status.Nodes
+	Log    *slog.Logger
+}
+
+// Lead copies until ctx ends.
+func (l *Leader) Lead(ctx context.Context) error {
+	if err := l.Writer.EnsureGeneration(ctx, time.Now()); err != nil {
+		return err
+	}
+	var ahead time.Time
+	for {
+		sourceChanged, viewChanged := l.Source.Changed(), l.View.Changed()
+		wait := lookEvery
+		err := l.copy(ctx)
+		if err == nil {
+			ahead, err = l.lostTail(ctx, ahead)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			l.Log.Warn("not all policies of the source are in the log", logkey.Error, err)
+			wait = retry
+		}
+		if l.View.Ready() == nil {
+			viewChanged = nil // only the first time counts: what others write is not ours
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-sourceChanged:
+		case <-viewChanged:
+		case <-t.C:
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// copy writes what differs, and removes what is known to be gone. What fails
+// does not keep the rest from being written.
+func (l *Leader) copy(ctx context.Context) error {
+	if l.View.Ready() != nil {
+		return nil
+	}
+	var errs []error
+	now := time.Now()
+	for _, kind := range source.Kinds() {
+		for _, o := range l.Source.List(kind) {
+			entry, err := source.Entry(o, now)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			errs = append(errs, l.put(ctx, statelog.PolicyKey(o.Kind, o.Namespace, o.Name), entry))
+		}
+	}
+	for _, k := range l.gone() {
+		err := l.Writer.Delete(ctx, k)
+		if err == nil {
+			l.Log.Info("policy removed from the log", logkey.Policy, k)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Leader) put(ctx context.Context, key statelog.Key, entry *policyv1.PolicyEntry) error {
+	if e, ok := l.View.Get(key); ok && statelog.Same(e.Value, entry) {
+		return nil
+	}
+	revision, outcome, err := l.Writer.Put(ctx, key, entry)
+	if err == nil && outcome == statelog.Written {
+		l.Log.Info("policy written to the log", logkey.Policy, key, logkey.Revision, revision,
+			logkey.File, entry.GetFile(), logkey.Line, entry.GetLine())
+	}
+	return err
+}
+
+// gone are the policies of the log that the source is known not to have.
+func (l *Leader) gone() []statelog.Key {
+	var out []statelog.Key
+	l.View.Each(statelog.Policy, func(k statelog.Key, e statelog.Entry) bool {
+		kind, namespace, name := k.Policy()
+		entry, ok := e.Value.(*policyv1.PolicyEntry)
+		if ok && l.Source.Gone(kit.Key{Kind: kind, Namespace: namespace, Name: name}, entry.GetFile()) {
+			out = append(out, k)
+		}
+		return true
+	})
+	return out
+}
+
+// lostTail begins another generation if for a while a node has had in force
+// what the log has not: it came back older than it was. since is when that was
+// seen first; zero: it is not so.
+func (l *Leader) lostTail(ctx context.Context, since time.Time) (time.Time, error) {
+	pos := l.View.Position()
+	ahead := false
+	for _, n := range l.Nodes.All() {
+		ahead = ahead || n.Live && n.Pos.Generation == pos.Generation && n.Pos.Revision > pos.Revision
+	}
+	switch {
+	case !ahead || l.View.Ready() != nil:
+		return time.Time{}, nil
+	case since.IsZero():
+		return time.Now(), nil
+	case time.Since(since) < lostAfter:
+		return since, nil
+	}
+	l.Log.Error("the state log has lost its tail; beginning another generation",
+		logkey.Generation, pos.Generation, logkey.Revision, pos.Revision)
+	return time.Time{}, l.Writer.NewGeneration(ctx, time.Now())
+}
