@@ -107,14 +107,17 @@ static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 {
 	const struct packet *p = &j->packet;
 	struct kernel_flow flow = {};
+	bool known;
 
 	set_initiator(j, true);
-	if (p->protocol == IPPROTO_TCP && recover_from_proxy(skb, j))
-		return ct_proxied_flag(j->slot);
-	if (find_kernel_flow(skb, p, j->to_pod, &flow)) {
+	known = find_kernel_flow(skb, p, j->to_pod, &flow);
+	if (known)
 		set_initiator(j, !flow.reply);
-		return 0;
-	}
+	else if (p->protocol == IPPROTO_TCP)
+		known = orient_by_proxy(skb, j);
+	if (known)
+		return p->protocol == IPPROTO_TCP && proxied_already(skb, j) ?
+			       ct_proxied_flag(j->slot) : 0;
 	if (p->flags & PACKET_ICMP_REPLY)
 		return -WEIR_REASON_UNKNOWN_FLOW;
 	if (p->protocol != IPPROTO_TCP)
@@ -122,6 +125,17 @@ static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 	if (p->tcp_flags & TCP_SYN) /* with ACK: an answer */
 		set_initiator(j, false);
 	return WEIR_CT_GUESSED;
+}
+
+/* The flags of an entry, by which j->slot is set. If this side of the flow was
+ * not seen to begin, the proxy may know more than the other side wrote down. */
+static __always_inline int recall(struct __sk_buff *skb, const struct judgement *j)
+{
+	int flags = j->ct->flags & 0xffff;
+
+	if (j->packet.protocol == IPPROTO_TCP && !ct_holds(j) && proxied_already(skb, j))
+		flags |= ct_proxied_flag(j->slot);
+	return flags;
 }
 
 /* Before anything is written: the pod's own source, or its own destination. */
@@ -149,7 +163,7 @@ static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, boo
 	if (begins)
 		set_initiator(j, true);
 	else if (j->ct)
-		flags = j->ct->flags & 0xffff; /* and j->slot is set by them */
+		flags = recall(skb, j);
 	else
 		flags = orient(skb, j);
 	if (flags < 0)

@@ -59,21 +59,36 @@ __noinline int proxy_has(struct __sk_buff *skb, const struct packet *p, __s32 ns
 	return found;
 }
 
-/* Says which end began a TCP flow that Weir has no entry of, if the proxy has a
- * connection of it. */
-static __always_inline bool recover_from_proxy(struct __sk_buff *skb, struct judgement *j)
+/* The pod's namespace of the proxy has a connection of this packet's flow. */
+static __always_inline bool proxied_already(struct __sk_buff *skb, const struct judgement *j)
 {
 	struct weir_config *c = config();
 
+	return c && proxy_has(skb, &j->packet, pod_initiates(j) ? c->out_nsid : c->in_nsid);
+}
+
+/* Where ports that clients take begin, usually. */
+#define EPHEMERAL_PORTS 32768
+
+/* Says which end began a TCP flow that neither Weir nor the kernel has an entry
+ * of, if the proxy has a connection of it. On one node the connection may be the
+ * other pod's, and a namespace has a leg for either direction, so that only the
+ * ports tell client from server. False: no connection. */
+static __always_inline bool orient_by_proxy(struct __sk_buff *skb, struct judgement *j)
+{
+	const struct packet *p = &j->packet;
+	struct weir_config *c = config();
+	bool in, out, low_sport = bpf_ntohs(p->sport) < EPHEMERAL_PORTS;
+
 	if (!c)
 		return false;
-	if (proxy_has(skb, &j->packet, c->out_nsid)) {
-		j->slot = WEIR_SLOT_EGRESS;
-		return true;
-	}
-	if (proxy_has(skb, &j->packet, c->in_nsid)) {
-		j->slot = WEIR_SLOT_INGRESS;
-		return true;
-	}
-	return false;
+	out = proxy_has(skb, p, c->out_nsid);
+	in = proxy_has(skb, p, c->in_nsid);
+	if (!out && !in)
+		return false;
+	if (low_sport != (bpf_ntohs(p->dport) < EPHEMERAL_PORTS))
+		set_initiator(j, !low_sport);
+	else
+		j->slot = out ? WEIR_SLOT_EGRESS : WEIR_SLOT_INGRESS;
+	return true;
 }

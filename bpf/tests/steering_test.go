@@ -84,14 +84,20 @@ func (p *pair) fabricRoute(t testing.TB, from, to *node, addr netip.Addr) {
 	from.neighbour(t, "fabric", addr, to.link(t, "fabric").Attrs().HardwareAddr)
 }
 
-// try makes one request under a policy.
-func (p *pair) try(t *testing.T, v6 bool, egress, ingress uint32) {
+// policy puts verdicts for the server's port 80 in force, under a new word, and
+// takes another client port.
+func (p *pair) policy(egress, ingress uint32) {
 	p.clientNode.cell(rowA, peerB, only(tcp, 80, egress)...)
 	p.serverNode.cell(rowB, peerA, only(tcp, 80, ingress)...)
 	p.word += 2 // the same side: both are written alike
 	p.port++
 	p.clientNode.flip(p.word)
 	p.serverNode.flip(p.word)
+}
+
+// try makes one request under a policy.
+func (p *pair) try(t *testing.T, v6 bool, egress, ingress uint32) {
+	p.policy(egress, ingress)
 	in, out := p.in.conns.Load(), p.out.conns.Load()
 
 	client := netip.AddrPortFrom(p.client.addr(v6), p.port)
