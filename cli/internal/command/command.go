@@ -14,6 +14,7 @@ import (
 
 	"weir.dev/weir/cli/internal/demo"
 	"weir.dev/weir/cli/internal/exit"
+	"weir.dev/weir/cli/internal/kube"
 	"weir.dev/weir/cli/internal/observe"
 	"weir.dev/weir/cli/internal/policytest"
 	"weir.dev/weir/cli/internal/status"
@@ -59,6 +60,7 @@ func New() *cobra.Command {
 	}
 	root.PersistentFlags().String("demo", name, "the demo to talk to (also from $WEIR_DEMO)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
+	root.AddCommand(kube.Commands()...)
 	root.AddCommand(demo.NewCommand(), observe.New(), why.New(), status.New(), policytest.New())
 	return root
 }

@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"sigs.k8s.io/yaml"
 
+	"weir.dev/weir/cli/internal/atomicfile"
+	"weir.dev/weir/cli/internal/demo/control"
 	"weir.dev/weir/cli/internal/demo/controller"
 	"weir.dev/weir/cli/internal/demo/fabric"
 	"weir.dev/weir/cli/internal/demo/kubelet"
@@ -58,6 +60,13 @@ type cluster struct {
 
 	statuses chan podStatus
 	gone     chan types.NamespacedName
+	deletes  chan podDelete
+}
+
+// podDelete asks for one pod's end; found answers whether there is such a pod.
+type podDelete struct {
+	name  types.NamespacedName
+	found chan bool
 }
 
 type livingPod struct {
@@ -78,6 +87,7 @@ func newCluster(d parts.Demo, f *fabric.Fabric, k *kubelet.Kubelet, log *slog.Lo
 		pods: map[types.NamespacedName]*livingPod{}, lastIP: map[string]int{},
 		refused: map[string]string{}, written: map[string]string{},
 		statuses: make(chan podStatus), gone: make(chan types.NamespacedName),
+		deletes: make(chan podDelete),
 	}
 }
 
@@ -105,6 +115,12 @@ func (c *cluster) run(ctx context.Context) error {
 			}
 		case name := <-c.gone:
 			delete(c.pods, name)
+		case del := <-c.deletes:
+			p := c.pods[del.name]
+			if p != nil && !p.ending {
+				c.end(p)
+			}
+			del.found <- p != nil
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
@@ -143,8 +159,7 @@ func (c *cluster) reconcile(ctx context.Context, g *sync.WaitGroup) error {
 			c.start(ctx, g, p)
 		}
 		for _, p := range d.Delete {
-			c.pods[nameOf(p)].ending = true
-			c.pods[nameOf(p)].end()
+			c.end(c.pods[nameOf(p)])
 		}
 		for _, ns := range d.Namespaces {
 			if err := put(files, ns.Kind, "", ns.Name, ns); err != nil {
@@ -254,6 +269,27 @@ func (c *cluster) start(all context.Context, g *sync.WaitGroup, pod *corev1.Pod)
 	})
 }
 
+func (c *cluster) end(p *livingPod) {
+	p.ending = true
+	now := metav1.Now()
+	p.pod.DeletionTimestamp = &now
+	p.end()
+}
+
+// deletePod ends a pod from any goroutine.
+func (c *cluster) deletePod(ctx context.Context, name types.NamespacedName) error {
+	del := podDelete{name: name, found: make(chan bool, 1)}
+	select {
+	case c.deletes <- del:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !<-del.found {
+		return fmt.Errorf("%w pod %q", control.ErrUnknown, name)
+	}
+	return nil
+}
+
 func (c *cluster) tellRefused(now map[string]string) {
 	for key, reason := range now {
 		if c.refused[key] != reason {
@@ -269,7 +305,7 @@ func (c *cluster) write(files map[string]string) error {
 		if c.written[name] == text {
 			continue
 		}
-		if err := replaceFile(filepath.Join(c.demo.Cluster(), name), []byte(text)); err != nil {
+		if err := atomicfile.Write(filepath.Join(c.demo.Cluster(), name), []byte(text)); err != nil {
 			return err
 		}
 	}
@@ -334,18 +370,6 @@ func node(n layout.Node) *corev1.Node {
 		out.Status.Addresses = append(out.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
 	return out
-}
-
-// replaceFile writes a file so that a reader sees the old text or the new one.
-func replaceFile(path string, text []byte) error {
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	if err := os.WriteFile(tmp, text, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }
 
 func nameOf(p *corev1.Pod) types.NamespacedName {

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 
 	"weir.dev/weir/cli/internal/demo/control"
 	"weir.dev/weir/cli/internal/demo/fabric"
@@ -63,6 +64,7 @@ type daemon struct {
 	log    *slog.Logger
 	fabric *fabric.Fabric
 	parts  *partSet
+	pods   *cluster
 	down   context.CancelFunc
 }
 
@@ -103,18 +105,18 @@ func (d *daemon) serve(ctx context.Context, ready func() error) error {
 	d.say("network: a fabric, a control plane, %d nodes", layout.Nodes)
 	d.parts = newPartSet(d.demo, d.fabric, d.cfg, d.env())
 
-	g, ctx := errgroup.WithContext(ctx)
-	if err := d.listen(ctx, g); err != nil {
-		return err
-	}
 	k := &kubelet.Kubelet{
-		Fabric: d.fabric, Dir: Pods(d.demo), Bin: d.cfg.Bin, Env: d.env(), Log: d.log,
+		Fabric: d.fabric, Demo: d.demo, Bin: d.cfg.Bin, Env: d.env(), Log: d.log,
 	}
 	if d.cfg.Parts != PartsNone {
 		k.CNISocket = func(node string) string { return filepath.Join(d.demo.Run(node), "cni.sock") }
 	}
-	c := newCluster(d.demo, d.fabric, k, d.log)
-	g.Go(func() error { return c.run(ctx) })
+	d.pods = newCluster(d.demo, d.fabric, k, d.log)
+	g, ctx := errgroup.WithContext(ctx)
+	if err := d.listen(ctx, g); err != nil {
+		return err
+	}
+	g.Go(func() error { return d.pods.run(ctx) })
 	g.Go(func() error {
 		if err := d.parts.startAll(ctx, d.say); err != nil {
 			return err
@@ -139,12 +141,9 @@ func (d *daemon) env() []string {
 
 func (d *daemon) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
-// Pods is the folder of the pods' state.
-func Pods(d parts.Demo) string { return filepath.Join(d.Dir, "pods") }
-
 func (d *daemon) folders() error {
 	dirs := []string{
-		d.demo.Sockets(), d.demo.Manifests(), d.demo.Cluster(), Pods(d.demo),
+		d.demo.Sockets(), d.demo.Manifests(), d.demo.Cluster(), d.demo.Pods(),
 		filepath.Join(d.demo.Dir, "nats"), filepath.Dir(d.demo.Log("demo")),
 	}
 	for _, n := range layout.AllNodes() {
@@ -200,12 +199,16 @@ func (d *daemon) listen(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// List, Act and Down are what the control socket offers.
+// List, Act, DeletePod and Down are what the control socket offers.
 func (d *daemon) List() []proc.Status { return d.parts.list() }
 
 func (d *daemon) Act(ctx context.Context, part, action string) error {
 	d.log.Info("part", "part", part, "action", action)
 	return d.parts.act(ctx, part, action)
+}
+
+func (d *daemon) DeletePod(ctx context.Context, namespace, name string) error {
+	return d.pods.deletePod(ctx, types.NamespacedName{Namespace: namespace, Name: name})
 }
 
 func (d *daemon) Down() { d.down() }

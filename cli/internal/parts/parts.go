@@ -67,6 +67,19 @@ func (d Demo) Run(node string) string { return filepath.Join(d.Dir, "nodes", nod
 // Log is the file of what a part says.
 func (d Demo) Log(part string) string { return filepath.Join(d.Dir, "parts", part, "log") }
 
+// HolderFile, in a pod's folder, holds the number of the process that holds the
+// pod's namespaces.
+const HolderFile = "holder"
+
+// Pods is the folder of the pods' state.
+func (d Demo) Pods() string { return filepath.Join(d.Dir, "pods") }
+
+// Pod is the folder of one pod's state: its holder's number, and a folder with
+// the log of each container.
+func (d Demo) Pod(namespace, name string) string {
+	return filepath.Join(d.Pods(), namespace+"_"+name)
+}
+
 // Parts lists the parts of one service (nats, identity, policy, enforcer,
 // l7proxy) that were started, by name, whether they live or not.
 func (d Demo) Parts(service string) ([]string, error) {

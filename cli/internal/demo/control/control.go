@@ -29,6 +29,8 @@ const (
 type Demo interface {
 	List() []proc.Status
 	Act(ctx context.Context, part, action string) error
+	// DeletePod ends a pod; if it belongs to something, another takes its place.
+	DeletePod(ctx context.Context, namespace, name string) error
 	// Down begins the demo's end and returns at once.
 	Down()
 }
@@ -46,21 +48,27 @@ func Handler(d Demo) http.Handler {
 		answer(w, d.List())
 	})
 	mux.HandleFunc("POST /v1/parts/{part}/{action}", func(w http.ResponseWriter, r *http.Request) {
-		err := d.Act(r.Context(), r.PathValue("part"), r.PathValue("action"))
-		switch {
-		case errors.Is(err, ErrUnknown):
-			http.Error(w, err.Error(), http.StatusNotFound)
-		case err != nil:
-			http.Error(w, err.Error(), http.StatusConflict)
-		default:
-			answer(w, d.List())
-		}
+		done(w, d.Act(r.Context(), r.PathValue("part"), r.PathValue("action")))
+	})
+	mux.HandleFunc("DELETE /v1/pods/{namespace}/{name}", func(w http.ResponseWriter, r *http.Request) {
+		done(w, d.DeletePod(r.Context(), r.PathValue("namespace"), r.PathValue("name")))
 	})
 	mux.HandleFunc("POST /v1/down", func(w http.ResponseWriter, _ *http.Request) {
 		d.Down()
 		answer(w, struct{}{})
 	})
 	return mux
+}
+
+func done(w http.ResponseWriter, err error) {
+	switch {
+	case errors.Is(err, ErrUnknown):
+		http.Error(w, err.Error(), http.StatusNotFound)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusConflict)
+	default:
+		answer(w, struct{}{})
+	}
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -90,7 +98,12 @@ func (c *Client) List(ctx context.Context) ([]proc.Status, error) {
 
 // Act does something to a part.
 func (c *Client) Act(ctx context.Context, part, action string) error {
-	return c.call(ctx, http.MethodPost, "/v1/parts/"+part+"/"+action, &[]proc.Status{})
+	return c.call(ctx, http.MethodPost, "/v1/parts/"+part+"/"+action, &struct{}{})
+}
+
+// DeletePod ends a pod.
+func (c *Client) DeletePod(ctx context.Context, namespace, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/pods/"+namespace+"/"+name, &struct{}{})
 }
 
 // Down begins the demo's end.

@@ -26,6 +26,7 @@ import (
 	"weir.dev/weir/cli/internal/demo/fabric"
 	"weir.dev/weir/cli/internal/demo/layout"
 	"weir.dev/weir/cli/internal/demo/proc"
+	"weir.dev/weir/cli/internal/parts"
 )
 
 // Waits of a pod's life.
@@ -40,7 +41,7 @@ const (
 // goroutine.
 type Kubelet struct {
 	Fabric *fabric.Fabric
-	Dir    string   // state of pods, one folder each
+	Demo   parts.Demo
 	Bin    string   // folder of the binaries
 	Env    []string // of every process
 	// CNISocket is the enforcer's socket on a node. Nil: no weir-cni is called,
@@ -53,13 +54,6 @@ type Kubelet struct {
 	hosts    map[string]*corev1.Pod // by the file that is the pod's /etc/hosts
 }
 
-// PodDir is the folder of a pod's state below dir.
-func PodDir(dir, namespace, name string) string { return filepath.Join(dir, namespace+"_"+name) }
-
-// HolderFile, in a pod's folder, holds the number of the process that holds the
-// pod's namespaces.
-const HolderFile = "holder"
-
 // ErrLeaving is the cause of a context that ends because the whole demo does:
 // the pod is left as it is, for all processes are killed anyway.
 var ErrLeaving = errors.New("the demo is going down")
@@ -70,7 +64,7 @@ type Report func(corev1.PodStatus)
 // Run runs the pod until ctx ends, then ends it: containers, weir-cni DEL,
 // namespaces. It returns when nothing of the pod is left.
 func (k *Kubelet) Run(ctx context.Context, pod *corev1.Pod, report Report) {
-	r := &run{k: k, pod: pod, status: *pod.Status.DeepCopy(), report: report, dir: PodDir(k.Dir, pod.Namespace, pod.Name)}
+	r := &run{k: k, pod: pod, status: *pod.Status.DeepCopy(), report: report, dir: k.Demo.Pod(pod.Namespace, pod.Name)}
 	log := k.Log.With("pod", pod.Namespace+"/"+pod.Name, "node", pod.Spec.NodeName)
 	if err := r.start(ctx, log); err != nil && ctx.Err() == nil {
 		log.Error("the pod does not start", "err", err)
@@ -164,7 +158,7 @@ func (r *run) namespaces(ctx context.Context) error {
 	if r.net, err = r.k.Fabric.NewPod(ctx, spec); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(r.dir, HolderFile), []byte(strconv.Itoa(r.net.PID)+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(r.dir, parts.HolderFile), []byte(strconv.Itoa(r.net.PID)+"\n"), 0o600); err != nil {
 		return fmt.Errorf("note the pod's process: %w", err)
 	}
 	return nil
