@@ -132,6 +132,9 @@ func lifetime(protocol uint8, v bpf.WeirCt) time.Duration {
 // Purge forgets the flows that an endpoint judged, and its quota: it is gone, or
 // just came.
 func (d *Datapath) Purge(endpoint uint32) error {
+	if endpoint == 0 {
+		return nil // that is who judged nothing
+	}
 	made := func(_ bpf.WeirCtKey, v bpf.WeirCt) bool {
 		return v.Endpoint[0] == endpoint || v.Endpoint[1] == endpoint
 	}

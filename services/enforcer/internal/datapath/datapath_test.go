@@ -25,9 +25,11 @@ var small = bpf.Sizes{
 	Cells: 4096, Services: 1024, BackendSets: 256, CtTCP: 4096, CtAny: 4096, CtQuota: 1024, RingBytes: 1 << 16,
 }
 
+func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
 func open(t *testing.T, n *nodetest.Node) *Datapath {
 	t.Helper()
-	d, err := Open(Config{BPFFS: n.BPFFS, Sizes: small}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	d, err := Open(Config{BPFFS: n.BPFFS, Sizes: small}, discard())
 	if err != nil {
 		t.Fatalf("open: %+v", err)
 	}
@@ -103,7 +105,7 @@ func TestStateIsReadBackAsWritten(t *testing.T) {
 func TestSecondEnforcerIsLockedOut(t *testing.T) {
 	n := nodetest.New(t)
 	open(t, n)
-	_, err := Open(Config{BPFFS: n.BPFFS, Sizes: small}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	_, err := Open(Config{BPFFS: n.BPFFS, Sizes: small}, discard())
 	if !errors.Is(err, ErrLocked) {
 		t.Errorf("second open: %v, want %v", err, ErrLocked)
 	}
@@ -124,7 +126,7 @@ func TestPinsAreForRootAlone(t *testing.T) {
 }
 
 func TestNoBPFFSIsRefused(t *testing.T) {
-	if _, err := Open(Config{BPFFS: t.TempDir()}, slog.New(slog.NewTextHandler(io.Discard, nil))); err == nil {
+	if _, err := Open(Config{BPFFS: t.TempDir()}, discard()); err == nil {
 		t.Error("a directory that is no BPF file system is taken for one")
 	}
 }
