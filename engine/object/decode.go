@@ -57,7 +57,7 @@ func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) 
 	for _, part := range p.Parts() {
 		part.Lines = lines
 	}
-	p.Warnings = r.warnings
+	p.Warnings = append(r.warnings, lint(p)...)
 	return p, nil
 }
 

@@ -9,8 +9,11 @@ import (
 
 // Lint tells what a policy says that its author hardly means. It judges the one
 // object; another object may change what the warnings are about.
-func Lint(p *Policy) []string {
-	out := slices.Clone(p.Warnings)
+func Lint(p *Policy) []string { return slices.Clone(p.Warnings) }
+
+// lint is what can be seen of a decoded policy only.
+func lint(p *Policy) []string {
+	var out []string
 	for _, part := range p.Parts() {
 		if part.Semantics == SemanticsV1 {
 			out = append(out, lintSources(part)...)
