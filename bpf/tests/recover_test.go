@@ -10,8 +10,17 @@ import (
 	"weir.dev/weir/bpf/datapath"
 )
 
-// request says a word on an open connection and wants it back.
+// request says a word on an open connection and wants it back, with the client's
+// own address.
 func request(t testing.TB, c *net.TCPConn, word string) {
+	t.Helper()
+	if got, want := echo(t, c, word), c.LocalAddr().String()+" "+word; got != want {
+		t.Fatalf("answered %q, want %q", got, want)
+	}
+}
+
+// echo says a word on an open connection and returns the answer.
+func echo(t testing.TB, c *net.TCPConn, word string) string {
 	t.Helper()
 	c.SetDeadline(time.Now().Add(2 * time.Second))
 	if _, err := c.Write([]byte(word)); err != nil {
@@ -22,9 +31,7 @@ func request(t testing.TB, c *net.TCPConn, word string) {
 	if err != nil {
 		t.Fatalf("no answer to %q: %v", word, err)
 	}
-	if got, want := string(buf[:n]), c.LocalAddr().String()+" "+word; got != want {
-		t.Fatalf("answered %q, want %q", got, want)
-	}
+	return string(buf[:n])
 }
 
 // P21: entries are lost in mid-connection. What the proxy has a connection of

@@ -98,10 +98,15 @@ func (p *pair) policy(egress, ingress uint32) {
 // try makes one request under a policy.
 func (p *pair) try(t *testing.T, v6 bool, egress, ingress uint32) {
 	p.policy(egress, ingress)
-	in, out := p.in.conns.Load(), p.out.conns.Load()
+	p.reach(t, netip.AddrPortFrom(p.client.addr(v6), p.port), netip.AddrPortFrom(p.server.addr(v6), 80), egress, ingress)
+}
 
-	client := netip.AddrPortFrom(p.client.addr(v6), p.port)
-	got, err := exchange(p.client.namespace, client, netip.AddrPortFrom(p.server.addr(v6), 80))
+// reach makes one request and holds the answer, and the ways it took, against
+// the policy in force.
+func (p *pair) reach(t *testing.T, client, server netip.AddrPort, egress, ingress uint32) {
+	t.Helper()
+	in, out := p.in.conns.Load(), p.out.conns.Load()
+	got, err := exchange(p.client.namespace, client, server)
 	denied := egress == datapath.Deny || ingress == datapath.Deny
 	want := client.String() + " hello"
 	switch {
