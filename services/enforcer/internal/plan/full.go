@@ -91,7 +91,7 @@ func (f *full) fitsEarly(r refChange, was, will Class) bool {
 	live := NoClass
 	switch assigned, ok := f.liveClass[peer]; {
 	case r.will.Flags&flagsPending != 0 || peer == NoPeer:
-	case f.refFrom.peers[peer]:
+	case f.seen().peers[peer]:
 		live = f.from.Classes[peer]
 	case ok:
 		live = assigned
@@ -115,7 +115,7 @@ func (f *full) fitsLate(r refChange, was, will Class) bool {
 	class, kept := f.to.Classes[peer]
 	switch assigned, ok := f.restClass[peer]; {
 	case r.was.Flags&flagsPending != 0 || peer == NoPeer:
-	case kept || f.refTo.peers[peer]:
+	case kept || f.willBe().peers[peer]:
 		rest = class
 	case ok:
 		rest = assigned
@@ -142,7 +142,7 @@ func (f *full) temp(w temp) (Peer, error) {
 	}
 	for ; int(f.nextTemp) < f.limits.Peers; f.nextTemp++ {
 		p := f.nextTemp
-		if _, used := f.from.Classes[p]; used || f.refFrom.peers[p] {
+		if _, used := f.from.Classes[p]; used || f.seen().peers[p] {
 			continue
 		}
 		f.nextTemp++

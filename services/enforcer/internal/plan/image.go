@@ -141,14 +141,21 @@ func diffMaps[K, V comparable](from, to map[K]V, compare func(a, b K) int) []cha
 // diffMapsFunc lists what takes from to to, in the order of the keys.
 func diffMapsFunc[K comparable, V any](from, to map[K]V, equal func(a, b V) bool, compare func(a, b K) int) []change[K, V] {
 	var changes []change[K, V]
+	stay := 0
 	for k, v := range to {
-		if was, there := from[k]; !there || !equal(was, v) {
+		was, there := from[k]
+		if there {
+			stay++
+		}
+		if !there || !equal(was, v) {
 			changes = append(changes, change[K, V]{key: k, value: v})
 		}
 	}
-	for k := range from {
-		if _, stays := to[k]; !stays {
-			changes = append(changes, change[K, V]{key: k, gone: true})
+	if stay < len(from) {
+		for k := range from {
+			if _, stays := to[k]; !stays {
+				changes = append(changes, change[K, V]{key: k, gone: true})
+			}
 		}
 	}
 	slices.SortFunc(changes, func(a, b change[K, V]) int { return compare(a.key, b.key) })

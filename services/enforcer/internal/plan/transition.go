@@ -23,8 +23,8 @@ type transition struct {
 	pairs     []change[RuleSetPair, rule.Verdict]
 	refs      []refChange // longest first
 
-	refFrom, refTo reach // what packets can reach in from and in to
-	compact        bool  // every cell and service gets a new place
+	reachFrom, reachTo *reach // what packets can reach in from and in to, once asked
+	compact            bool   // every cell and service gets a new place
 
 	cellAt    map[CellKey]Extent
 	serviceAt map[ServiceKey]Extent
@@ -39,7 +39,18 @@ func (t *transition) compare() {
 	t.services = diffMapsFunc(t.from.Services, t.to.Services, slices.Equal[[]Backend], compareServices)
 	t.pairs = diffMaps(t.from.Pairs, t.to.Pairs, comparePairs)
 	t.refs = diffRefs(t.from, t.to)
-	t.refFrom, t.refTo = newReach(t.from), newReach(t.to)
+}
+
+// seen is what packets can reach in from, willBe what in to. Few changes ask,
+// and the answer costs a look at every address.
+func (t *transition) seen() *reach   { return reachOf(&t.reachFrom, t.from) }
+func (t *transition) willBe() *reach { return reachOf(&t.reachTo, t.to) }
+
+func reachOf(r **reach, s *State) *reach {
+	if *r == nil {
+		*r = newReach(s)
+	}
+	return *r
 }
 
 func (e Endpoint) equal(o Endpoint) bool {
@@ -81,18 +92,18 @@ const (
 
 func (t *transition) classWhen(c change[Peer, Class]) when {
 	switch {
-	case c.gone && !t.refTo.peers[c.key]:
+	case c.gone && !t.willBe().peers[c.key]:
 		return after
-	case !t.refFrom.peers[c.key]:
+	case !t.seen().peers[c.key]:
 		return before
-	case !t.refTo.peers[c.key]:
+	case !t.willBe().peers[c.key]:
 		return after
 	}
 	return loud
 }
 
 func (t *transition) cellWhen(c change[CellKey, PortMap]) when {
-	seen, willBe := t.refFrom.cell(c.key), t.refTo.cell(c.key)
+	seen, willBe := t.seen().cell(c.key), t.willBe().cell(c.key)
 	switch {
 	case c.gone && !willBe:
 		return after
@@ -111,8 +122,8 @@ type reach struct {
 	rows    map[Row]bool
 }
 
-func newReach(s *State) reach {
-	r := reach{peers: map[Peer]bool{}, classes: map[Class]bool{DefaultClass: true}, rows: map[Row]bool{}}
+func newReach(s *State) *reach {
+	r := &reach{peers: map[Peer]bool{}, classes: map[Class]bool{DefaultClass: true}, rows: map[Row]bool{}}
 	for _, ref := range s.Addresses {
 		r.peers[ref.Peer] = true
 	}
@@ -133,7 +144,7 @@ func newReach(s *State) reach {
 	return r
 }
 
-func (r reach) cell(k CellKey) bool { return r.rows[k.Row] && r.classes[k.Class] }
+func (r *reach) cell(k CellKey) bool { return r.rows[k.Row] && r.classes[k.Class] }
 
 // place finds a place for each new or changed port map and list of backends.
 func (t *transition) place(ranges *extents[Range], backends *extents[Backend]) error {
