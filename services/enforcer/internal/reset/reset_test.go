@@ -27,13 +27,16 @@ const patience = 10 * time.Second
 const (
 	clientID, serverID    = 1, 2
 	clientPeer            = plan.Peer(1)
-	serverRow             = plan.FirstRow
+	policyRow             = plan.FirstRow
 	allowedPort, elsePort = 8080, 8081
 )
 
-// rig is a client and a server on one node, under real programs.
+// rig is a client and a server joined by one node, under real programs. One of
+// them may be a stranger: not on this node as far as Weir knows.
 type rig struct {
 	client, server *nodetest.Pod
+	stranger       *nodetest.Pod
+	egress         bool // the client's egress is judged, not the server's ingress
 	kernel         *datapath.Datapath
 	planner        *plan.Planner
 	cutter         *Cutter
@@ -52,11 +55,6 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.kernel.Close() })
-	for _, p := range []*nodetest.Pod{r.client, r.server} {
-		if err := r.kernel.Attach(p.Ifindex); err != nil {
-			t.Fatal(err)
-		}
-	}
 	r.planner = plan.NewPlanner(r.kernel.Limits(), r.kernel)
 	r.cutter = New(Config{Netns: func(endpoint uint32) string {
 		pods := map[uint32]*nodetest.Pod{clientID: r.client, serverID: r.server}
@@ -65,22 +63,42 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// attach puts the programs on the pods of this node.
+func (r *rig) attach(t *testing.T) {
+	t.Helper()
+	for _, p := range []*nodetest.Pod{r.client, r.server} {
+		if p == r.stranger {
+			continue
+		}
+		if err := r.kernel.Attach(p.Ifindex); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // enforce lets the client reach two ports of the server with these verdicts.
 func (r *rig) enforce(t *testing.T, allowed, other rule.Verdict) {
 	t.Helper()
 	const tcp = uint32(rule.TCP) << 16
+	client := plan.Endpoint{ID: clientID, Egress: plan.RowOpen, Ingress: plan.RowOpen, Addrs: r.client.Addrs, PodMAC: r.client.PodMAC, HostMAC: r.client.HostMAC}
+	server := plan.Endpoint{ID: serverID, Egress: plan.RowOpen, Ingress: plan.RowOpen, Addrs: r.server.Addrs, PodMAC: r.server.PodMAC, HostMAC: r.server.HostMAC}
+	if r.egress {
+		client.Egress = policyRow
+	} else {
+		server.Ingress = policyRow
+	}
 	s := plan.State{
-		Endpoints: map[uint32]plan.Endpoint{
-			r.client.Ifindex: {ID: clientID, Egress: plan.RowOpen, Ingress: plan.RowOpen, Addrs: r.client.Addrs, PodMAC: r.client.PodMAC, HostMAC: r.client.HostMAC},
-			r.server.Ifindex: {ID: serverID, Egress: plan.RowOpen, Ingress: serverRow, Addrs: r.server.Addrs, PodMAC: r.server.PodMAC, HostMAC: r.server.HostMAC},
-		},
+		Endpoints: map[uint32]plan.Endpoint{r.client.Ifindex: client, r.server.Ifindex: server},
 		Addresses: map[netip.Addr]plan.PeerRef{},
 		Classes:   map[plan.Peer]plan.Class{clientPeer: 1},
 		Cells: map[plan.CellKey]plan.PortMap{
-			{Row: serverRow, Class: plan.DefaultClass}: {
+			{Row: policyRow, Class: plan.DefaultClass}: {
 				{Start: 0}, {Start: tcp | allowedPort, Verdict: allowed}, {Start: tcp | elsePort, Verdict: other}, {Start: tcp | elsePort + 1},
 			},
 		},
+	}
+	if r.stranger != nil {
+		delete(s.Endpoints, r.stranger.Ifindex)
 	}
 	for _, p := range []*nodetest.Pod{r.client, r.server} {
 		for _, a := range p.Addrs {
@@ -178,19 +196,27 @@ func wantReset(t *testing.T, who string, c net.Conn) {
 // TestP9ForbiddenConnectionsAreReset: both ends of an idle connection hear of it
 // at once, the listener and what is still allowed live on.
 func TestP9ForbiddenConnectionsAreReset(t *testing.T) {
+	same := func(*rig) {}
 	tests := map[string]struct {
 		network string // of the listener
 		addr    int    // of the server
 		verdict rule.Verdict
+		arrange func(*rig)
 	}{
-		"IPv4 becomes denied":                          {"tcp4", 0, rule.Denied},
-		"IPv6 becomes denied":                          {"tcp6", 1, rule.Denied},
-		"IPv4 to a dual-stack listener becomes denied": {"tcp", 0, rule.Denied},
-		"plain becomes HTTP":                           {"tcp", 0, 7},
+		"IPv4 becomes denied":                          {"tcp4", 0, rule.Denied, same},
+		"IPv6 becomes denied":                          {"tcp6", 1, rule.Denied, same},
+		"IPv4 to a dual-stack listener becomes denied": {"tcp", 0, rule.Denied, same},
+		"plain becomes HTTP":                           {"tcp", 0, 7, same},
+		"the client's egress becomes denied":           {"tcp", 0, rule.Denied, func(r *rig) { r.egress = true }},
+		"the client is on another node, IPv4":          {"tcp", 0, rule.Denied, func(r *rig) { r.stranger = r.client }},
+		"the client is on another node, IPv6":          {"tcp", 1, rule.Denied, func(r *rig) { r.stranger = r.client }},
+		"the server is on another node":                {"tcp", 0, rule.Denied, func(r *rig) { r.egress, r.stranger = true, r.server }},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
+			test.arrange(r)
+			r.attach(t)
 			r.enforce(t, rule.Allowed, rule.Allowed)
 			l, other := r.listen(t, test.network, allowedPort), r.listen(t, test.network, elsePort)
 			addr := r.server.Addrs[test.addr]
@@ -210,6 +236,7 @@ func TestP9ForbiddenConnectionsAreReset(t *testing.T) {
 // TestP9BusyConnectionIsReset: data under way when the policy changes.
 func TestP9BusyConnectionIsReset(t *testing.T) {
 	r := newRig(t)
+	r.attach(t)
 	r.enforce(t, rule.Allowed, rule.Allowed)
 	c := r.connect(t, r.listen(t, "tcp", allowedPort), r.server.Addrs[0])
 	stopped := make(chan error, 1)
@@ -241,6 +268,7 @@ func TestP9BusyConnectionIsReset(t *testing.T) {
 // whoever listens on its port.
 func TestListenerIsNeverDestroyed(t *testing.T) {
 	r := newRig(t)
+	r.attach(t)
 	r.enforce(t, rule.Allowed, rule.Allowed)
 	l := r.listen(t, "tcp", allowedPort)
 	d, err := newDestroyer(fmt.Sprintf("/proc/self/fd/%d", r.server.NetNS()))
