@@ -37,6 +37,8 @@ const (
 	// PreviousHeader holds the sequence of the previous write to the same key;
 	// zero: none.
 	PreviousHeader = "Nats-Last-Sequence"
+	// TimeHeader holds when the write entered the stream, as RFC 3339.
+	TimeHeader = "Nats-Time-Stamp"
 	// OperationHeader is set on a removal ("DEL" or "PURGE"), which has no body.
 	OperationHeader = "KV-Operation"
 )

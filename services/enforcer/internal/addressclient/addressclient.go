@@ -68,7 +68,12 @@ type Client struct {
 	store   *store
 	lookups map[netip.Addr]time.Time // under way (zero), or not again before
 	wanted  chan netip.Addr
+	written []time.Time // of records that came by messages since the last Records
+	taken   []time.Time // of those in the last Records that is not in force yet
 }
+
+// maxWritten bounds how many times are kept for InForce.
+const maxWritten = 10000
 
 // New makes a Client that knows nothing yet.
 func New(cfg Config) *Client {
@@ -86,7 +91,21 @@ func (c *Client) Records() (map[netip.Addr]desired.Record, bool) {
 	if !c.store.complete {
 		return nil, false
 	}
+	if len(c.taken) < maxWritten {
+		c.taken = append(c.taken, c.written...)
+	}
+	c.written = nil
 	return c.store.records(), true
+}
+
+// InForce says that the last Records is in force. It returns when those of its
+// changes that came by messages were written.
+func (c *Client) InForce() []time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	taken := c.taken
+	c.taken = nil
+	return taken
 }
 
 // Complete says whether Records has a first snapshot.
@@ -129,6 +148,8 @@ func (c *Client) Subscribe(nc *nats.Conn) (stop func() error, err error) {
 
 func (c *Client) message(m *nats.Msg) {
 	e, err := eventOf(m)
+	// Absent or garbled, it is zero and not counted.
+	written, _ := time.Parse(time.RFC3339Nano, m.Header.Get(bus.TimeHeader))
 	if err != nil {
 		// Its sequence is missing then, which the next message or head shows.
 		c.cfg.Log.Warn("address message not understood", logkey.Name, m.Subject, logkey.Error, err)
@@ -136,6 +157,9 @@ func (c *Client) message(m *nats.Msg) {
 	}
 	c.mu.Lock()
 	changed := c.store.take(e)
+	if changed && !written.IsZero() && len(c.written) < maxWritten {
+		c.written = append(c.written, written)
+	}
 	gap := c.store.gap()
 	c.mu.Unlock()
 	if gap {

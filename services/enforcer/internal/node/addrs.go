@@ -15,8 +15,9 @@ import (
 	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 )
 
-// nodeAddrs are all addresses that interfaces of this node have, but for
-// loopback, sorted: bridges and overlay devices speak to pods too.
+// nodeAddrs are all addresses that interfaces of this node have, sorted: bridges
+// and overlay devices speak to pods too. Without loopback, and without IPv6's
+// link-local ones, which each veth has and which name no node.
 func nodeAddrs() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -24,9 +25,11 @@ func nodeAddrs() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok && !addr.Unmap().IsLoopback() {
-			out = append(out, addr.Unmap())
+		addr, ok := netip.AddrFromSlice(a.IP)
+		if addr = addr.Unmap(); !ok || addr.IsLoopback() || addr.Is6() && addr.IsLinkLocalUnicast() {
+			continue
 		}
+		out = append(out, addr)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out), nil

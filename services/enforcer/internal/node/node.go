@@ -105,6 +105,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := e.endpoints.Adopt(); err != nil {
 		return err
 	}
+	own, err := nodeAddrs()
+	if err != nil {
+		return err
+	}
+	e.loop.SetNodeAddrs(own)
 	nodes := registrar{e.identities, e.loop.SetNodeAddrs, log}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
@@ -226,6 +231,7 @@ func (e *enforcer) relabel(r desired.Record) {
 func (e *enforcer) inForce(c reconcile.Change) error {
 	e.translator.InForce(c.Result.Word, c.State, c.Explain)
 	e.metrics.InForce(c)
+	e.metrics.Addresses(e.addresses.InForce())
 	return e.memory.remember(policyclient.Position(c.At), e.builder.NextRuleSet())
 }
 

@@ -279,11 +279,11 @@ func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began 
 		return err
 	}
 	c.State, c.Took = out.State, time.Since(began)
-	l.current.Store(&c)
+	before := l.current.Swap(&c)
 	if err := l.cfg.InForce(c); err != nil {
 		return err
 	}
-	if c.Policy || c.Result.Moved {
+	if before == nil || before.At != c.At || c.Result.Moved {
 		l.cfg.Log.Info("policy in force", logkey.Generation, c.At.Generation, logkey.Revision, c.At.Revision,
 			logkey.Word, c.Result.Word, "writes", c.Result.Writes, "cells", len(out.State.Cells), logkey.Took, c.Took)
 	}

@@ -19,10 +19,13 @@ type Metrics struct {
 	// judges by it; PodInForce from the call of weir-cni until the same.
 	PolicyInForce prometheus.Histogram
 	PodInForce    prometheus.Histogram
-	Moves         prometheus.Counter
-	Writes        prometheus.Counter
-	Requests      *prometheus.CounterVec // by verdict and reason
-	LostVerdicts  prometheus.Counter
+	// AddressInForce is from a record's write to the address stream, anywhere,
+	// until this node's kernel knows it.
+	AddressInForce prometheus.Histogram
+	Moves          prometheus.Counter
+	Writes         prometheus.Counter
+	Requests       *prometheus.CounterVec // by verdict and reason
+	LostVerdicts   prometheus.Counter
 }
 
 // seconds are the buckets of times that people wait for.
@@ -39,6 +42,10 @@ func NewMetrics(reg prometheus.Registerer, s Sources, limits plan.Limits) (*Metr
 			Name: "weir_enforcer_pod_in_force_seconds", Buckets: seconds,
 			Help: "Time from the call of weir-cni until the pod is judged by a policy that knows it.",
 		}),
+		AddressInForce: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "weir_enforcer_address_in_force_seconds", Buckets: seconds,
+			Help: "Time from the write of an address record, on any node, until this node's kernel judges by it: pod to everywhere.",
+		}),
 		Moves: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_enforcer_word_moves_total", Help: "Changes of verdict state that moved the live word.",
 		}),
@@ -52,7 +59,7 @@ func NewMetrics(reg prometheus.Registerer, s Sources, limits plan.Limits) (*Metr
 			Name: "weir_enforcer_lost_http_verdicts_total", Help: "HTTP verdicts that the proxy could not tell.",
 		}),
 	}
-	for _, c := range []prometheus.Collector{m.PolicyInForce, m.PodInForce, m.Moves, m.Writes, m.Requests, m.LostVerdicts, newCollector(s, limits)} {
+	for _, c := range []prometheus.Collector{m.PolicyInForce, m.PodInForce, m.AddressInForce, m.Moves, m.Writes, m.Requests, m.LostVerdicts, newCollector(s, limits)} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -184,6 +191,13 @@ func (m *Metrics) InForce(c reconcile.Change) {
 		m.Moves.Inc()
 	}
 	m.Writes.Add(float64(c.Result.Writes))
+}
+
+// Addresses counts address records that are in force now, by when they were written.
+func (m *Metrics) Addresses(written []time.Time) {
+	for _, t := range written {
+		m.AddressInForce.Observe(max(0, time.Since(t).Seconds()))
+	}
 }
 
 // Request counts an HTTP verdict.
