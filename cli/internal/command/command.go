@@ -16,7 +16,7 @@ import (
 	"weir.dev/weir/cli/internal/exit"
 	"weir.dev/weir/cli/internal/kube"
 	"weir.dev/weir/cli/internal/observe"
-	"weir.dev/weir/cli/internal/policytest"
+	"weir.dev/weir/cli/internal/policy"
 	"weir.dev/weir/cli/internal/status"
 	"weir.dev/weir/cli/internal/why"
 	"weir.dev/weir/internal/version"
@@ -61,7 +61,7 @@ func New() *cobra.Command {
 	root.PersistentFlags().String("demo", name, "the demo to talk to (also from $WEIR_DEMO)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return exit.With(exit.Usage, err) })
 	root.AddCommand(kube.Commands()...)
-	root.AddCommand(demo.NewCommand(), observe.New(), why.New(), status.New(), policytest.New())
+	root.AddCommand(demo.NewCommand(), observe.New(), why.New(), status.New(), policy.New())
 	return root
 }
 

@@ -10,14 +10,8 @@ import (
 	"weir.dev/weir/cli/internal/exit"
 )
 
-// New is the command weir policy, with test below it.
+// New is the command weir policy test.
 func New() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Work on policies without a cluster"}
-	cmd.AddCommand(newTest())
-	return cmd
-}
-
-func newTest() *cobra.Command {
 	var o Options
 	var output string
 	var cidrs bool
