@@ -152,7 +152,8 @@ func forbidden(judge *plan.Judge, f datapath.Flow, ifindex uint32, ingress bool)
 
 // cutsOf lists the sockets of a flow on this node: those of the proxy first, for
 // their resets pass only as long as conntrack holds the flow, and the pod's own
-// uses that up.
+// uses that up. Of those the client's leg is the first: as soon as one is gone
+// the proxy closes the other.
 func (c *Cutter) cutsOf(f datapath.Flow, endpoint uint32, ingress bool) []cut {
 	client := socket{local: f.Initiator(), remote: f.Responder()}
 	server := socket{local: f.Responder(), remote: f.Initiator()}
@@ -162,7 +163,7 @@ func (c *Cutter) cutsOf(f datapath.Flow, endpoint uint32, ingress bool) []cut {
 		proxied, netns, own = f.ProxiedIn, c.cfg.ProxyIn, server
 	}
 	if proxied && netns != "" {
-		cuts = append(cuts, cut{netns, client}, cut{netns, server})
+		cuts = append(cuts, cut{netns, server}, cut{netns, client})
 	}
 	if netns := c.cfg.Netns(endpoint); netns != "" {
 		cuts = append(cuts, cut{netns, own})
