@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"weir.dev/weir/engine/rule"
-	"weir.dev/weir/services/enforcer/internal/policyclient"
+	"weir.dev/weir/services/enforcer/internal/desired"
 )
 
 // memory is what a restarted enforcer must not forget: how new the policy in
@@ -15,7 +15,7 @@ import (
 type memory struct {
 	path string
 
-	InForce     policyclient.Position
+	InForce     desired.Position
 	NextRuleSet rule.Verdict
 }
 
@@ -35,7 +35,7 @@ func recall(path string) (*memory, error) {
 }
 
 // remember replaces the file if anything is new.
-func (m *memory) remember(at policyclient.Position, next rule.Verdict) error {
+func (m *memory) remember(at desired.Position, next rule.Verdict) error {
 	if m.InForce == at && m.NextRuleSet == next {
 		return nil
 	}

@@ -199,10 +199,10 @@ func (e *enforcer) know(context.Context) (err error) {
 	}, e.kernel, e.planner, e.log)
 	e.loop = reconcile.New(reconcile.Config{
 		Node: e.Node, ClusterCIDRs: e.ClusterCIDRs, Builder: e.builder, Planner: e.planner,
-		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, InForce: e.inForce, Cut: cutter.Cut,
+		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, Remember: e.memory.remember, InForce: e.inForce, Cut: cutter.Cut,
 	})
 	e.policy = policyclient.New(policyclient.Config{
-		Addresses: e.Policy, Version: e.Server.Version, Floor: e.memory.InForce, Applier: e.loop, Log: e.log,
+		Addresses: e.Policy, Version: e.Server.Version, Floor: policyclient.Position(e.memory.InForce), Applier: e.loop, Log: e.log,
 		Dial: func(address string) (*grpc.ClientConn, error) {
 			return dialOne(e.Server.TLSDir, tlsconf.Policy, address)
 		},
@@ -228,11 +228,10 @@ func (e *enforcer) relabel(r desired.Record) {
 }
 
 // inForce runs in the loop's goroutine after each change.
-func (e *enforcer) inForce(c reconcile.Change) error {
+func (e *enforcer) inForce(c reconcile.Change) {
 	e.translator.InForce(c.Result.Word, c.State, c.Explain)
 	e.metrics.InForce(c)
 	e.metrics.Addresses(e.addresses.InForce())
-	return e.memory.remember(policyclient.Position(c.At), e.builder.NextRuleSet())
 }
 
 func (e *enforcer) offer(context.Context) (err error) {

@@ -47,6 +47,9 @@ type Client struct {
 
 	mu    sync.Mutex
 	known map[rule.Verdict]desired.RuleSet
+	// whole is set by the first Keep: before it the kernel may name rule sets of
+	// the last run, which only the proxy knows.
+	whole bool
 	proxy l7proxyv1.ProxyServiceClient // nil: away, or it has not learned all yet
 }
 
@@ -101,8 +104,8 @@ func (c *Client) Keep(sets []desired.RuleSet) {
 	for _, s := range sets {
 		keep[s.Number] = s
 	}
-	fewer := len(keep) < len(c.known)
-	c.known = keep
+	fewer := len(keep) < len(c.known) || !c.whole
+	c.known, c.whole = keep, true
 	c.mu.Unlock()
 	if fewer {
 		c.wake()
@@ -166,13 +169,13 @@ func (c *Client) session(ctx context.Context) (was bool, err error) {
 	return true, c.watch(ctx, proxy)
 }
 
-// teach makes the proxy judge by exactly what is known, and then takes it for
-// connected.
+// teach makes the proxy judge by what is known, and by nothing else once that is
+// whole; then it takes the proxy for connected.
 func (c *Client) teach(ctx context.Context, proxy l7proxyv1.ProxyServiceClient) error {
 	c.calls.Lock()
 	defer c.calls.Unlock()
 	c.mu.Lock()
-	req := &l7proxyv1.SetRuleSetsRequest{Complete: true}
+	req := &l7proxyv1.SetRuleSetsRequest{Complete: c.whole}
 	for _, n := range slices.Sorted(maps.Keys(c.known)) {
 		req.RuleSets = append(req.RuleSets, numbered(c.known[n]))
 	}

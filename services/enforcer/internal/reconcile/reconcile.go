@@ -75,8 +75,12 @@ type Config struct {
 	// Cut ends connections that the state in force forbids, after the word has
 	// moved.
 	Cut func(ctx context.Context) error
+	// Remember writes down, before anything is changed, how new the policy will
+	// be and the next rule set number: after a crash an older policy is refused
+	// and no number means something else.
+	Remember func(at desired.Position, next rule.Verdict) error
 	// InForce is called by the loop's goroutine after each change.
-	InForce func(Change) error
+	InForce func(Change)
 	Log     *slog.Logger
 }
 
@@ -257,6 +261,9 @@ func (l *Loop) input(p *policyclient.State, index *merge.Index, subjects map[rul
 
 // realize takes the kernel to what was built.
 func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began time.Time) error {
+	if err := l.cfg.Remember(c.At, l.cfg.Builder.NextRuleSet()); err != nil {
+		return err
+	}
 	learn, cancel := context.WithTimeout(ctx, proxyWait)
 	err := l.cfg.Proxy.Learn(learn, out.RuleSets)
 	cancel()
@@ -280,9 +287,7 @@ func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began 
 	}
 	c.State, c.Took = out.State, time.Since(began)
 	before := l.current.Swap(&c)
-	if err := l.cfg.InForce(c); err != nil {
-		return err
-	}
+	l.cfg.InForce(c)
 	if before == nil || before.At != c.At || c.Result.Moved {
 		l.cfg.Log.Info("policy in force", logkey.Generation, c.At.Generation, logkey.Revision, c.At.Revision,
 			logkey.Word, c.Result.Word, "writes", c.Result.Writes, "cells", len(out.State.Cells), logkey.Took, c.Took)
