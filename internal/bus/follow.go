@@ -40,7 +40,7 @@ type Opener func(ctx context.Context) (jetstream.KeyValue, error)
 const (
 	checkEvery   = 5 * time.Second
 	checkTimeout = 2 * time.Second
-	maxPause     = 2 * time.Second
+	maxPause     = 500 * time.Millisecond
 )
 
 // ErrReplaced reports a bucket that is not the one that was replayed: its

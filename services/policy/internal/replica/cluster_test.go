@@ -58,6 +58,8 @@ func newCluster(t *testing.T) *cluster {
 	if c.state, err = open(c.ctx()); err != nil {
 		t.Fatal(err)
 	}
+	// An identity is in force once its namespace is known.
+	c.put(statelog.NamespaceKey("default"), &identityv1.Namespace{Name: "default"})
 	return c
 }
 

@@ -30,74 +30,95 @@ func ParseCapabilities(names []string) Capabilities {
 // Strict is a node's state in a form that a client of the capabilities
 // enforces without allowing more than was written. It may allow less.
 //
-//   - An HTTP rule with headers is left out of its rule set; if all are, so is
-//     the rule that allows by it.
-//   - Without HTTP, what allows by a rule set is left out.
-//   - Without within, what allows identities within prefixes is left out.
-//   - Without deny or tiers, an endpoint that such a rule governs is closed in
-//     that direction: no rule of it allows anything.
-//   - Without services, a Service's address looks like one outside of the
-//     cluster, so egress to outside addresses is left out.
+// A rule needs a capability if it denies, belongs to a tier, judges HTTP, judges
+// HTTP by headers, or has peers within prefixes. Without services, a Service's
+// address looks like one outside of the cluster, so egress to outside addresses
+// needs them. A rule of the normal tier that allows is left out if it cannot be
+// told; of a rule set only the rules with headers are. Any other rule that
+// cannot be told closes what it governs: an endpoint of its subject is isolated in
+// that direction and keeps no rule that allows.
 func Strict(n resolve.NodeState, c Capabilities) resolve.NodeState {
+	t := teller{caps: c, selectors: make(map[rule.ID]rule.Selector, len(n.Selectors))}
+	for _, s := range n.Selectors {
+		t.selectors[s.ID] = s
+	}
 	if !c.HTTPHeaders {
-		n = withoutHeaders(n)
+		t.withoutHeaders(n.RuleSets)
+		n.RuleSets = t.sets
 	}
-	if !c.HTTP {
-		n.Rules = slices.DeleteFunc(slices.Clone(n.Rules), func(r rule.Rule) bool { return r.RuleSet != (rule.ID{}) })
+	foreign := map[side]rule.Rule{}
+	var rules []rule.Rule
+	for _, r := range n.Rules {
+		to, changed := t.renamed[r.RuleSet]
+		switch simple := r.Action == rule.Allow && r.Tier == rule.Normal && r.Priority == 0; {
+		case !t.canTell(r) || changed && (to == rule.ID{} || !simple):
+			if _, there := foreign[side{r.Subject, r.Direction}]; !there && !simple {
+				foreign[side{r.Subject, r.Direction}] = r
+			}
+		case changed:
+			r.RuleSet = to
+			rules = append(rules, r)
+		default:
+			rules = append(rules, r)
+		}
 	}
-	if !c.Within {
-		n.Rules = slices.DeleteFunc(slices.Clone(n.Rules), func(r rule.Rule) bool { return r.Action == rule.Allow && within(n, r) })
-	}
-	if !c.Deny || !c.Tiers || !c.Within {
-		n.Rules = closed(n, c)
-	}
+	n.Rules = closed(rules, n.Subjects, foreign)
 	if !c.Services {
 		n.Services = nil
-		n.Rules = withoutOutside(n)
 	}
 	return pruned(n)
 }
 
-// withoutHeaders leaves HTTP rules with headers out of the rule sets.
-func withoutHeaders(n resolve.NodeState) resolve.NodeState {
-	renamed := map[rule.ID]rule.ID{} // to zero: nothing is left
-	var sets []rule.RuleSet
-	for _, s := range n.RuleSets {
-		kept := slices.DeleteFunc(slices.Clone(s.Rules), func(r rule.HTTPRule) bool { return len(r.Headers) > 0 })
-		if len(kept) == len(s.Rules) {
-			sets = append(sets, s)
-			continue
-		}
-		renamed[s.ID] = rule.ID{}
-		if len(kept) > 0 {
-			next := rule.NewRuleSet(kept)
-			renamed[s.ID] = next.ID
-			sets = append(sets, next)
-		}
-	}
-	if len(renamed) == 0 {
-		return n
-	}
-	slices.SortFunc(sets, func(a, b rule.RuleSet) int { return a.ID.Compare(b.ID) })
-	n.RuleSets = slices.CompactFunc(sets, func(a, b rule.RuleSet) bool { return a.ID == b.ID })
-	var rules []rule.Rule
-	for _, r := range n.Rules {
-		to, changed := renamed[r.RuleSet]
-		switch {
-		case !changed:
-			rules = append(rules, r)
-		case to != (rule.ID{}):
-			r.RuleSet = to
-			rules = append(rules, r)
-		}
-	}
-	n.Rules = rules
-	return n
+// teller knows what can be told to a client.
+type teller struct {
+	caps      Capabilities
+	selectors map[rule.ID]rule.Selector
+	// Without headers: the rule sets as they are told, and what those that are
+	// told in part became; zero: nothing of it is left.
+	sets    []rule.RuleSet
+	renamed map[rule.ID]rule.ID
 }
 
-// within tells whether a rule's peers are identities at addresses of prefixes.
-func within(n resolve.NodeState, r rule.Rule) bool {
-	return slices.ContainsFunc(n.Selectors, func(s rule.Selector) bool { return s.ID == r.Peer && s.Within })
+// canTell tells whether the client understands a rule as it was written.
+func (t *teller) canTell(r rule.Rule) bool {
+	c, peer := t.caps, t.selectors[r.Peer]
+	switch {
+	case r.Tier != rule.Normal || r.Priority != 0 || r.Action == rule.Pass:
+		if !c.Tiers {
+			return false
+		}
+	case r.Action == rule.Isolate:
+		return true
+	}
+	outside := len(peer.Prefixes) > 0 || len(peer.Names) > 0 || slices.Contains(peer.Entities, rule.World)
+	switch {
+	case r.Action != rule.Allow && r.Action != rule.Pass && !c.Deny,
+		r.RuleSet != (rule.ID{}) && !c.HTTP,
+		peer.Within && !c.Within,
+		r.Direction == rule.Egress && r.Action != rule.Deny && outside && !c.Services:
+		return false
+	}
+	return true
+}
+
+// withoutHeaders leaves HTTP rules with headers out of the rule sets.
+func (t *teller) withoutHeaders(all []rule.RuleSet) {
+	t.renamed = map[rule.ID]rule.ID{}
+	for _, s := range all {
+		kept := slices.DeleteFunc(slices.Clone(s.Rules), func(r rule.HTTPRule) bool { return len(r.Headers) > 0 })
+		if len(kept) == len(s.Rules) {
+			t.sets = append(t.sets, s)
+			continue
+		}
+		t.renamed[s.ID] = rule.ID{}
+		if len(kept) > 0 {
+			next := rule.NewRuleSet(kept)
+			t.renamed[s.ID] = next.ID
+			t.sets = append(t.sets, next)
+		}
+	}
+	slices.SortFunc(t.sets, func(a, b rule.RuleSet) int { return a.ID.Compare(b.ID) })
+	t.sets = slices.CompactFunc(t.sets, func(a, b rule.RuleSet) bool { return a.ID == b.ID })
 }
 
 // side is a subject in one direction.
@@ -106,43 +127,36 @@ type side struct {
 	direction rule.Direction
 }
 
-// closed is n's rules without what a client cannot understand: where such a
-// rule governs an endpoint, all that is left in its direction is isolation.
-func closed(n resolve.NodeState, c Capabilities) []rule.Rule {
-	foreign := map[side]rule.Rule{}
-	for _, r := range n.Rules {
-		denies := r.Action != rule.Allow && r.Action != rule.Isolate && r.Action != rule.Pass
-		tiered := r.Tier != rule.Normal || r.Priority != 0 || r.Action == rule.Pass
-		if denies && !c.Deny || tiered && !c.Tiers || within(n, r) && !c.Within {
-			k := side{r.Subject, r.Direction}
-			if _, there := foreign[k]; !there {
-				foreign[k] = r
-			}
-		}
-	}
-	if len(foreign) == 0 {
-		return n.Rules
-	}
-	// An endpoint is judged by all its subjects together.
+// closed is rules where endpoints that a foreign rule governs keep nothing that
+// allows in its direction, and are isolated.
+func closed(rules []rule.Rule, subjects []rule.Subject, foreign map[side]rule.Rule) []rule.Rule {
 	shut := map[side]bool{}
-	for _, s := range n.Subjects {
-		for _, dir := range []rule.Direction{rule.Ingress, rule.Egress} {
-			if !slices.ContainsFunc(s.Selectors, func(id rule.ID) bool { _, ok := foreign[side{id, dir}]; return ok }) {
-				continue
+	for size := -1; size != len(foreign); {
+		size = len(foreign)
+		for k := range foreign {
+			shut[k] = true
+			for _, s := range subjects { // an endpoint is judged by all its subjects together
+				if !slices.Contains(s.Selectors, k.subject) {
+					continue
+				}
+				for _, id := range s.Selectors {
+					shut[side{id, k.direction}] = true
+				}
 			}
-			for _, id := range s.Selectors {
-				shut[side{id, dir}] = true
+		}
+		// What has to go there may be what restricts another endpoint.
+		for _, r := range rules {
+			k := side{r.Subject, r.Direction}
+			if shut[k] && (r.Action == rule.Pass || r.Action == rule.Allow && r.Tier != rule.Normal && r.RuleSet != (rule.ID{})) {
+				if _, there := foreign[k]; !there {
+					foreign[k] = r
+				}
 			}
 		}
 	}
-	var out []rule.Rule
-	for _, r := range n.Rules {
-		k := side{r.Subject, r.Direction}
-		_, isForeign := foreign[k]
-		if !shut[k] && !isForeign || r.Action == rule.Isolate && r.Tier == rule.Normal {
-			out = append(out, r)
-		}
-	}
+	out := slices.DeleteFunc(rules, func(r rule.Rule) bool {
+		return shut[side{r.Subject, r.Direction}] && r.Action != rule.Isolate && r.Action != rule.Deny
+	})
 	for k, r := range foreign {
 		// The endpoint may have been open but for what is denied.
 		isolate := rule.Rule{
@@ -153,18 +167,6 @@ func closed(n resolve.NodeState, c Capabilities) []rule.Rule {
 	}
 	slices.SortFunc(out, func(a, b rule.Rule) int { return a.ID.Compare(b.ID) })
 	return out
-}
-
-// withoutOutside is n's rules without egress to peers that a Service's address
-// could be taken for.
-func withoutOutside(n resolve.NodeState) []rule.Rule {
-	outside := map[rule.ID]bool{}
-	for _, s := range n.Selectors {
-		outside[s.ID] = len(s.Prefixes) > 0 || len(s.Names) > 0 || slices.Contains(s.Entities, rule.World)
-	}
-	return slices.DeleteFunc(slices.Clone(n.Rules), func(r rule.Rule) bool {
-		return r.Direction == rule.Egress && r.Action == rule.Allow && outside[r.Peer]
-	})
 }
 
 // pruned is n without selectors and rule sets that no rule names.
