@@ -28,6 +28,7 @@ func hash(name string) rule.IdentityHash { return sha256.Sum256([]byte(name)) }
 func state(t *testing.T, files ...string) *resolve.State {
 	t.Helper()
 	s := resolve.New()
+	s.SetNamespace("default", nil)
 	for i, name := range []string{"app1", "app2", "app3"} {
 		s.SetIdentity(rule.Revision(i+1), hash(name), rule.Identity{
 			Namespace: "default",

@@ -78,6 +78,7 @@ func cells(t *testing.T, yaml []byte, outside []string) []byte {
 		t.Fatal(r.Error())
 	}
 	state := resolve.New()
+	state.SetNamespace("default", nil)
 	var pods []rule.IdentityHash
 	podNames := map[rule.IdentityHash]string{}
 	peers := map[string]merge.PeerDesc{"the node": {Entity: rule.Host}, "other nodes": {Entity: rule.RemoteNode}}

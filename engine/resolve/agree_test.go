@@ -105,6 +105,7 @@ func agree(t *rapid.T, side string, want spec.Verdict, got *merge.PortVerdict, x
 // the field around it.
 func TestOriginsAreAsNearAsLinesAre(t *testing.T) {
 	s := resolve.New()
+	s.SetNamespace("a", nil)
 	id := rule.Identity{Namespace: "a"}
 	s.SetIdentity(1, hashOf(id), id)
 	err := s.SetPolicy("p", &object.Policy{

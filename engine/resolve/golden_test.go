@@ -81,6 +81,7 @@ func load(t *testing.T, yaml []byte) *cluster {
 		t.Fatal(r.Error())
 	}
 	c := &cluster{resolve.New(), map[rule.IdentityHash]string{}, map[rule.Revision]string{}}
+	c.state.SetNamespace("default", nil)
 	for _, o := range objects {
 		switch v := o.Value.(type) {
 		case *corev1.Namespace:

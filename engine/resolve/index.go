@@ -134,7 +134,7 @@ type index struct {
 	byRevision  map[rule.Revision]*entry
 	byLabel     map[label]map[*entry]struct{}
 	byNamespace map[string]map[*entry]struct{}
-	namespaces  map[string]map[string]string // labels, with the name
+	namespaces  map[string]map[string]string // labels, with the name; of every entry's namespace
 
 	selectors map[rule.ID]*selector
 	buckets   map[bucket]map[*selector]struct{}
@@ -155,17 +155,9 @@ func newIndex() index {
 	}
 }
 
-// namespaceLabels are those of a namespace; of one that is not known, its name.
-func (x *index) namespaceLabels(name string) map[string]string {
-	if labels, ok := x.namespaces[name]; ok {
-		return labels
-	}
-	return map[string]string{object.NamespaceNameLabel: name}
-}
-
 // matching calls f for each selector that e matches.
 func (x *index) matching(e *entry, f func(*selector)) {
-	namespace := x.namespaceLabels(e.namespace)
+	namespace := x.namespaces[e.namespace]
 	try := func(b bucket) {
 		for s := range x.buckets[b] {
 			if s.matches(e, namespace) {
@@ -217,7 +209,7 @@ func (x *index) acquire(c conjunction) *selector {
 		x.ofNamespace[s] = struct{}{}
 	}
 	x.candidates(&s.conjunction, func(e *entry) {
-		if s.matches(e, x.namespaceLabels(e.namespace)) {
+		if s.matches(e, x.namespaces[e.namespace]) {
 			s.members = append(s.members, e.revision)
 		}
 	})
@@ -270,7 +262,7 @@ func (x *index) candidates(c *conjunction, f func(*entry)) {
 	case len(c.ofNamespace) > 0:
 		var sets []map[*entry]struct{}
 		for ns, entries := range x.byNamespace {
-			if hold(c.ofNamespace, x.namespaceLabels(ns)) {
+			if hold(c.ofNamespace, x.namespaces[ns]) {
 				sets = append(sets, entries)
 			}
 		}

@@ -24,6 +24,10 @@ import (
 // State is the cluster's policy with all that it speaks of, at one revision.
 type State struct {
 	index
+	// Entries whose namespace is not known, by it and by hash.
+	waiting    map[string]map[*entry]struct{}
+	waitingFor map[rule.IdentityHash]*entry
+
 	policies map[partKey]*policy
 	services map[string][]rule.Service
 	folds    map[rule.ID]*fold
@@ -51,6 +55,8 @@ func (k partKey) compare(o partKey) int {
 func New() *State {
 	return &State{
 		index:           newIndex(),
+		waiting:         make(map[string]map[*entry]struct{}),
+		waitingFor:      make(map[rule.IdentityHash]*entry),
 		policies:        make(map[partKey]*policy),
 		services:        make(map[string][]rule.Service),
 		folds:           make(map[rule.ID]*fold),
@@ -104,9 +110,10 @@ func (s *State) touchMembers(sel *selector) {
 	}
 }
 
-// SetIdentity puts an identity in force that entered the log at revision. The
-// namespace must be set before, or the identity is taken to be in one without
-// labels. Revision zero is none: such an identity is not resolved.
+// SetIdentity puts an identity in force that entered the log at revision. One
+// whose namespace is not known waits for it: what policies say of namespaces'
+// labels cannot be judged before. Revision zero is none: such an identity is not
+// resolved.
 func (s *State) SetIdentity(revision rule.Revision, hash rule.IdentityHash, id rule.Identity) {
 	if old := s.entries[hash]; old != nil && old.revision == revision {
 		return // the hash says what is in it
@@ -118,11 +125,20 @@ func (s *State) SetIdentity(revision rule.Revision, hash rule.IdentityHash, id r
 	if other := s.byRevision[revision]; other != nil {
 		s.DeleteIdentity(other.hash)
 	}
-	e := newEntry(revision, hash, id)
+	s.enter(newEntry(revision, hash, id))
+}
+
+// enter puts an entry in force, if its namespace is known.
+func (s *State) enter(e *entry) {
+	if _, known := s.namespaces[e.namespace]; !known {
+		put(s.waiting, e.namespace, e)
+		s.waitingFor[e.hash] = e
+		return
+	}
 	s.addEntry(e)
 	s.touch(e)
 	s.matching(e, func(sel *selector) {
-		sel.addMember(revision)
+		sel.addMember(e.revision)
 		s.dirtySelectors[sel.id] = struct{}{}
 	})
 	s.countPorts(e, +1)
@@ -130,10 +146,16 @@ func (s *State) SetIdentity(revision rule.Revision, hash rule.IdentityHash, id r
 
 // DeleteIdentity takes an identity out of force.
 func (s *State) DeleteIdentity(hash rule.IdentityHash) {
-	e := s.entries[hash]
-	if e == nil {
-		return
+	if e := s.waitingFor[hash]; e != nil {
+		delete(s.waitingFor, hash)
+		drop(s.waiting, e.namespace, e)
 	}
+	if e := s.entries[hash]; e != nil {
+		s.leave(e)
+	}
+}
+
+func (s *State) leave(e *entry) {
 	s.touch(e)
 	s.matching(e, func(sel *selector) {
 		sel.removeMember(e.revision)
@@ -170,26 +192,36 @@ func (s *State) countPorts(e *entry, by int) {
 	}
 }
 
-// SetNamespace sets a namespace's labels. Its name is always one of them.
+// SetNamespace sets a namespace's labels. Its name is always one of them. What
+// waited for it comes in force.
 func (s *State) SetNamespace(name string, labels map[string]string) {
 	own := make(map[string]string, len(labels)+1)
 	maps.Copy(own, labels)
 	own[object.NamespaceNameLabel] = name
-	s.relabel(name, own)
+	if before, known := s.namespaces[name]; known && !maps.Equal(before, own) {
+		s.relabel(name, own)
+	}
 	s.namespaces[name] = own
+	for e := range s.waiting[name] {
+		delete(s.waitingFor, e.hash)
+		s.enter(e)
+	}
+	delete(s.waiting, name)
 }
 
-// DeleteNamespace forgets a namespace's labels.
+// DeleteNamespace forgets a namespace. Its identities are out of force until it
+// is known again.
 func (s *State) DeleteNamespace(name string) {
-	s.relabel(name, map[string]string{object.NamespaceNameLabel: name})
+	for e := range s.byNamespace[name] {
+		s.leave(e)
+		put(s.waiting, name, e)
+		s.waitingFor[e.hash] = e
+	}
 	delete(s.namespaces, name)
 }
 
 func (s *State) relabel(name string, labels map[string]string) {
-	before := s.namespaceLabels(name)
-	if maps.Equal(before, labels) {
-		return
-	}
+	before := s.namespaces[name]
 	for sel := range s.ofNamespace {
 		was, is := hold(sel.conjunction.ofNamespace, before), hold(sel.conjunction.ofNamespace, labels)
 		if was == is {

@@ -235,6 +235,7 @@ func TestNodeStateIsWellFormed(t *testing.T) {
 
 func TestRefusedPolicyLeavesTheStateAsItWas(t *testing.T) {
 	s := resolve.New()
+	s.SetNamespace("a", nil)
 	id := rule.Identity{Namespace: "a"}
 	s.SetIdentity(1, hashOf(id), id)
 	good := &object.Policy{
@@ -272,8 +273,51 @@ func TestRefusedPolicyLeavesTheStateAsItWas(t *testing.T) {
 func TestUnknownIdentityHasNoSubject(t *testing.T) {
 	id := rule.Identity{Namespace: "a"}
 	s := resolve.New()
+	s.SetNamespace("a", nil)
 	s.SetIdentity(0, hashOf(id), id)
 	if n := s.Node([]rule.IdentityHash{hashOf(id)}); len(n.Subjects) != 0 {
 		t.Errorf("subjects: got %v, want none", n.Subjects)
 	}
+}
+
+// What a policy says of namespaces' labels cannot be judged before they are
+// known: until then the identity is not in force, on either side.
+func TestIdentityWaitsForItsNamespace(t *testing.T) {
+	far, near := rule.Identity{Namespace: "far"}, rule.Identity{Namespace: "near"}
+	s := resolve.New()
+	s.SetNamespace("near", nil)
+	s.SetIdentity(1, hashOf(near), near)
+	s.SetIdentity(2, hashOf(far), far)
+	err := s.SetPolicy("p", &object.Policy{
+		Origin: rule.Origin{Namespace: "near"}, Semantics: object.SemanticsV2, IsolatesIngress: true,
+		Rules: []object.PolicyRule{{
+			Direction: rule.Ingress, Action: rule.Allow, Tier: rule.Normal, AnyPort: true,
+			Peers: []object.Peer{{Labels: &object.Selector{AnyNamespace: true, NamespaceLabels: []object.Requirement{
+				{Key: "env", Operator: object.NotIn, Values: []string{"prod"}},
+			}}}},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(when string, wantPeers []rule.Revision, wantSubject bool) {
+		t.Helper()
+		n := s.Node([]rule.IdentityHash{hashOf(near)})
+		if d := diff(wantPeers, n.Selectors[0].Identities); d != "" {
+			t.Errorf("%s: peers (-want +got):\n%s", when, d)
+		}
+		if got := len(s.Node([]rule.IdentityHash{hashOf(far)}).Subjects) > 0; got != wantSubject {
+			t.Errorf("%s: has a subject: got %v, want %v", when, got, wantSubject)
+		}
+	}
+	in("namespace unknown", []rule.Revision{1}, false)
+	s.SetNamespace("far", map[string]string{"env": "prod"})
+	in("namespace of prod", []rule.Revision{1}, true)
+	s.SetNamespace("far", nil)
+	in("namespace without labels", []rule.Revision{1, 2}, true)
+	s.DeleteNamespace("far")
+	in("namespace gone", []rule.Revision{1}, false)
+	s.DeleteIdentity(hashOf(far))
+	s.SetNamespace("far", nil)
+	in("identity gone while it waited", []rule.Revision{1}, false)
 }
