@@ -224,7 +224,7 @@ func (l *Loop) round(ctx context.Context, r *request) error {
 		}
 	}
 	if policy == nil {
-		return l.withoutPolicy(ctx)
+		return l.Settle(ctx)
 	}
 	records, ok := l.cfg.Addresses.Records()
 	if !ok {
@@ -295,9 +295,10 @@ func (l *Loop) realize(ctx context.Context, out desired.Output, c Change, began 
 	return nil
 }
 
-// withoutPolicy leaves in the kernel what the last run put there, but for
-// endpoints that are gone.
-func (l *Loop) withoutPolicy(ctx context.Context) error {
+// Settle leaves in the kernel what the last run put there, but for endpoints
+// that are gone: all that may change before there is a policy. It is Run's own,
+// and may be called before Run.
+func (l *Loop) Settle(ctx context.Context) error {
 	there := map[uint32]uint32{}
 	for _, e := range l.cfg.Registry.List() {
 		there[e.Ifindex] = e.ID
