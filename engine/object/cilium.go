@@ -364,7 +364,7 @@ var worldOf = map[string]netip.Prefix{
 }
 
 func (c *ciliumDecoder) entity(f field, _ role) []Peer {
-	name := strings.ToLower(f.str())
+	name := f.str()
 	if p, ok := worldOf[name]; ok {
 		return []Peer{{Prefix: &rule.PrefixSet{Prefix: p}, Path: f.path}}
 	}

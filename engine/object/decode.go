@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -48,7 +50,7 @@ func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) 
 	ref.APIVersion, ref.Kind, ref.Namespace, ref.Name = h.apiVersion, h.kind, h.namespace, h.name
 	origin := rule.Origin{Kind: h.kind, APIVersion: h.apiVersion, Namespace: h.namespace,
 		Name: h.name, File: file, Line: line}
-	checkName(r, origin)
+	checkName(r, origin.Namespace, origin.Name)
 	p := decodePolicy(r, origin, field{r: r, v: root}, text)
 	if len(r.problems) > 0 {
 		ref.Problems = r.problems
@@ -64,6 +66,7 @@ func DecodePolicyJSON(text []byte, file string, line int, lines map[string]int) 
 func decodePolicy(r *reader, origin rule.Origin, root field, text []byte) *Policy {
 	switch at := origin.APIVersion + "/" + origin.Kind; at {
 	case networkingv1.SchemeGroupVersion.String() + "/" + KindNetworkPolicy:
+		root.noNulls()
 		v, problems := strict(text)
 		np, ok := v.(*networkingv1.NetworkPolicy)
 		for _, p := range problems {
@@ -94,14 +97,37 @@ func decodePolicy(r *reader, origin rule.Origin, root field, text []byte) *Polic
 	return nil
 }
 
-func checkName(r *reader, o rule.Origin) {
-	if o.Name == "" {
+// noNulls refuses nulls in lists and labels, which the types read as an empty
+// rule, peer or value: more than was written.
+func (f field) noNulls() {
+	switch v := f.v.(type) {
+	case []any:
+		for i, e := range v {
+			sub := field{f.r, index(f.path, i), e}
+			if e == nil {
+				sub.fail("must not be null: remove the entry")
+			}
+			sub.noNulls()
+		}
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			sub := field{f.r, join(f.path, k), v[k]}
+			if v[k] == nil && strings.HasSuffix(f.path, ".matchLabels") {
+				sub.fail("must be a string, not null")
+			}
+			sub.noNulls()
+		}
+	}
+}
+
+func checkName(r *reader, namespace, name string) {
+	if name == "" {
 		r.add("metadata.name", false, "is required")
-	} else if errs := validation.IsDNS1123Subdomain(o.Name); len(errs) > 0 {
+	} else if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
 		r.add("metadata.name", false, errs[0])
 	}
-	if o.Namespace != "" {
-		if errs := validation.IsDNS1123Label(o.Namespace); len(errs) > 0 {
+	if namespace != "" {
+		if errs := validation.IsDNS1123Label(namespace); len(errs) > 0 {
 			r.add("metadata.namespace", false, errs[0])
 		}
 	}

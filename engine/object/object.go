@@ -11,8 +11,11 @@ import (
 	"strings"
 	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	fieldpath "k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes/scheme"
 
 	corev1 "k8s.io/api/core/v1"
@@ -274,30 +277,44 @@ var clusterScoped = map[string]bool{
 
 func (o *Object) decodeTyped(t *tree) *Refusal {
 	cluster, known := clusterScoped[o.APIVersion+"/"+o.Kind]
+	r := &reader{}
 	switch {
 	case o.Kind == "" || o.APIVersion == "":
-		return o.refuse(t, "apiVersion and kind are required")
+		r.add("", false, "apiVersion and kind are required")
 	case !known:
-		return o.refuse(t, fmt.Sprintf("kind %s of %s is not one that Weir reads: take it out of the folder", o.Kind, o.APIVersion))
-	case o.Name == "":
-		return o.refuse(t, "metadata.name: is required")
+		r.add("", false, fmt.Sprintf("kind %s of %s is not one that Weir reads: take it out of the folder", o.Kind, o.APIVersion))
 	case cluster && o.Namespace != "":
-		return o.refuse(t, "metadata.namespace: a "+o.Kind+" has no namespace: remove the field")
+		r.add("metadata.namespace", false, "a "+o.Kind+" has no namespace: remove the field")
+	default:
+		checkName(r, o.Namespace, o.Name)
+		o.Value, r.problems = o.typed(cluster, r.problems)
 	}
-	v, problems := strict(o.JSON)
-	if len(problems) > 0 {
-		lines := t.lines()
-		for i := range problems {
-			problems[i].Line = lines[problems[i].Path]
-		}
-		return &Refusal{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name,
-			Source: o.Source, Problems: problems}
+	if len(r.problems) == 0 {
+		return nil
+	}
+	r.lines = t.lines()
+	for i, p := range r.problems {
+		r.problems[i].Line = r.line(p.Path)
+	}
+	return &Refusal{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name,
+		Source: o.Source, Problems: r.problems}
+}
+
+// typed is the object as its Kubernetes type, with what the API server would
+// fill in of that which Weir reads.
+func (o *Object) typed(cluster bool, problems []Problem) (runtime.Object, []Problem) {
+	v, more := strict(o.JSON)
+	problems = append(problems, more...)
+	m, ok := v.(metav1.Object)
+	if len(problems) > 0 || !ok {
+		return nil, problems
+	}
+	for _, err := range metav1validation.ValidateLabels(m.GetLabels(), fieldpath.NewPath("metadata", "labels")) {
+		problems = append(problems, Problem{Path: err.Field, Reason: err.ErrorBody()})
 	}
 	if !cluster {
 		o.Namespace = cmp.Or(o.Namespace, "default")
-		if m, ok := v.(interface{ SetNamespace(string) }); ok {
-			m.SetNamespace(o.Namespace)
-		}
+		m.SetNamespace(o.Namespace)
 	}
 	if ns, ok := v.(*corev1.Namespace); ok {
 		if ns.Labels == nil {
@@ -305,17 +322,7 @@ func (o *Object) decodeTyped(t *tree) *Refusal {
 		}
 		ns.Labels[NamespaceNameLabel] = ns.Name
 	}
-	o.Value = v
-	return nil
-}
-
-func (o *Object) refuse(t *tree, reason string) *Refusal {
-	r := &Refusal{APIVersion: o.APIVersion, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name,
-		Source: o.Source, Problems: []Problem{{Reason: reason}}}
-	if path, rest, ok := strings.Cut(reason, ": "); ok && strings.HasPrefix(path, "metadata.") {
-		r.Problems[0] = Problem{Path: path, Line: t.lines()[path], Reason: rest}
-	}
-	return r
+	return v, problems
 }
 
 // codecs decodes what client-go's scheme knows, and no field more.

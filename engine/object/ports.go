@@ -82,6 +82,10 @@ func (c *ciliumDecoder) port(f field, dir rule.Direction, http bool) []Port {
 		m["port"].fail("port %s is beyond 65535", text)
 		return nil
 	}
+	if len(text) > 1 && text[0] == '0' {
+		m["port"].fail("port %s begins with 0, which some read as octal: write %d", text, n)
+		return nil
+	}
 	if n == 0 && http {
 		m["port"].fail("HTTP rules need one port, not all")
 		return nil
@@ -113,9 +117,9 @@ func (c *ciliumDecoder) namedPort(m map[string]field, name string, protocols []u
 		m["port"].fail("port %q is neither a number nor a port's name: %s", name, errs[0])
 		return nil
 	}
+	// As the API says.
 	if m["endPort"].present() {
-		m["endPort"].fail("cannot be together with a named port")
-		return nil
+		m["endPort"].warn("is ignored, since port is a name")
 	}
 	if c.sem == SemanticsV1 && dir == rule.Egress {
 		m["port"].unsupported("egress of cilium.io/v1 has no named ports: write the port's number")
@@ -144,6 +148,9 @@ func (c *ciliumDecoder) protocols(f field, http bool) ([]uint8, bool) {
 				out = out[:1]
 			}
 		}
+	case "VRRP", "IGMP":
+		f.unsupported("protocol %s is not supported: it may be TCP, UDP, SCTP or ANY", name)
+		return nil, false
 	case "ICMP", "ICMPV6":
 		f.fail("%s has no ports: use icmps", name)
 		return nil, false
@@ -174,6 +181,15 @@ var icmpTypes = map[uint8]map[string]int{
 		"DuplicateAddressConfirmationCodeSuffix": 158, "ExtendedEchoRequest": 160, "ExtendedEchoReply": 161},
 }
 
+// icmpType reads a type by its name or number.
+func icmpType(protocol uint8, name string) (int, bool) {
+	if n, ok := icmpTypes[protocol][name]; ok {
+		return n, true
+	}
+	n, err := strconv.ParseUint(name, 10, 8)
+	return int(n), err == nil
+}
+
 func (c *ciliumDecoder) icmp(f field) PortRule {
 	out := PortRule{Path: f.path}
 	m := f.members([]string{"fields"}, nil)
@@ -194,7 +210,7 @@ func (c *ciliumDecoder) icmp(f field) PortRule {
 		}
 		n, ok := 0, false
 		if name, isName := em["type"].v.(string); isName {
-			if n, ok = icmpTypes[proto][name]; !ok {
+			if n, ok = icmpType(proto, name); !ok {
 				em["type"].fail("ICMP type %q is unknown: write its number", name)
 			}
 		} else {

@@ -21,6 +21,7 @@ func TestRecordedVerdicts(t *testing.T) {
 		questions       int
 	}{
 		{"testdata/ciliumpolicy.tar.xz", 214, 31, 8904},
+		{"testdata/v1", 9, 0, 38},
 		{"testdata/networkpolicy.tar.xz", 360, 0, 190800},
 	} {
 		t.Run(filepath.Base(tc.file), func(t *testing.T) {
