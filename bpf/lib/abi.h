@@ -150,8 +150,8 @@ struct weir_ct_slot {
 };
 
 enum weir_ct_flag {
-	WEIR_CT_A_INITIATES = 0x01, /* addr[0] sent the SYN, or the first packet */
-	WEIR_CT_GUESSED = 0x02,	    /* orientation unknown */
+	WEIR_CT_A_INITIATES = 0x01,	/* addr[0] sent the SYN, or the first packet */
+	WEIR_CT_GUESSED = 0x02,		/* orientation unknown */
 	WEIR_CT_PROXIED_EGRESS = 0x04,	/* fixed at the SYN: through weir-out */
 	WEIR_CT_PROXIED_INGRESS = 0x08, /* fixed at the SYN: through weir-in */
 	WEIR_CT_SEEN_REPLY = 0x10,
@@ -163,13 +163,13 @@ enum weir_ct_flag {
 struct weir_ct {
 	struct weir_ct_slot slot[2];
 	__u32 flags;
-	__u32 last_seen; /* seconds of CLOCK_MONOTONIC, a few off after years */
+	__u32 last_seen;   /* seconds of CLOCK_MONOTONIC, a few off after years */
 	__u32 endpoint[2]; /* weir_endpoint.id that made each slot; 0: none */
 	/* Of the pod's neighbour towards the network, as its SYN had it: a proxied
 	 * flow leaves with that destination. */
 	__u8 neighbour[2][6];
 	__u32 owner; /* weir_endpoint.id whose quota the entry takes; 0: none */
-	__u32 busy; /* 1 while a slot is written; who finds it so does not write */
+	__u32 busy;  /* 1 while a slot is written; who finds it so does not write */
 };
 _Static_assert(sizeof(struct weir_ct_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct weir_ct) == 72, "its end is padded");
@@ -183,7 +183,7 @@ _Static_assert(sizeof(struct weir_ct) == 72, "its end is padded");
  * fragment's ports. */
 struct weir_fragment_key {
 	struct weir_addr src, dst;
-	__u32 id; /* as on the wire */
+	__u32 id;      /* as on the wire */
 	__u8 protocol; /* as each fragment's header says */
 	__u8 pad[3];
 };
@@ -201,13 +201,13 @@ enum weir_reason {
 	WEIR_REASON_NONE = 0,
 	/* Port maps hold verdicts only, so the kernel says NO_RULE for both of
 	 * these; who knows the attribution of the range says which. */
-	WEIR_REASON_NO_RULE = 1,	  /* isolated, and no rule allows it */
-	WEIR_REASON_DENIED = 2,		  /* a rule denies it */
-	WEIR_REASON_PENDING = 3,	  /* the peer's identity is not in force yet */
-	WEIR_REASON_CLOSED = 4,		  /* the endpoint has no policy yet */
-	WEIR_REASON_SPOOFED_SOURCE = 5,	  /* not an address of the sending pod */
-	WEIR_REASON_NOT_FOR_POD = 6,	  /* not an address of the receiving pod */
-	WEIR_REASON_BAD_ETHERTYPE = 7,	  /* neither ARP, IPv4 nor IPv6, or tagged */
+	WEIR_REASON_NO_RULE = 1,	/* isolated, and no rule allows it */
+	WEIR_REASON_DENIED = 2,		/* a rule denies it */
+	WEIR_REASON_PENDING = 3,	/* the peer's identity is not in force yet */
+	WEIR_REASON_CLOSED = 4,		/* the endpoint has no policy yet */
+	WEIR_REASON_SPOOFED_SOURCE = 5, /* not an address of the sending pod */
+	WEIR_REASON_NOT_FOR_POD = 6,	/* not an address of the receiving pod */
+	WEIR_REASON_BAD_ETHERTYPE = 7,	/* neither ARP, IPv4 nor IPv6, or tagged */
 	WEIR_REASON_MALFORMED = 8,
 	WEIR_REASON_TUNNEL = 9,		  /* tunnel protocol or port to a node */
 	WEIR_REASON_FRAGMENT = 10,	  /* a later fragment without its first */
@@ -220,7 +220,7 @@ enum weir_reason {
 	WEIR_REASON_HTTP_STARTED = 17,	  /* a plain connection now has HTTP rules */
 	WEIR_REASON_INTERNAL = 18,	  /* a map that must be there is not */
 	WEIR_REASON_BAD_ARP = 19,
-	WEIR_REASON_BAD_NDP = 20,	  /* a router's, or another's, or from afar */
+	WEIR_REASON_BAD_NDP = 20, /* a router's, or another's, or from afar */
 	WEIR_REASON_COUNT,
 };
 

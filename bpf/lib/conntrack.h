@@ -28,12 +28,9 @@ static __always_inline void ct_set_key(struct judgement *j)
 
 	k->addr[0] = first ? p->src : p->dst;
 	k->addr[1] = first ? p->dst : p->src;
-	k->port[0] = first ? p->sport : p->dport;
-	k->port[1] = first ? p->dport : p->sport;
-	k->protocol = p->protocol;
-	k->icmp_type = p->icmp_type;
-	k->pad[0] = 0;
-	k->pad[1] = 0;
+	*(__u32 *)k->port =
+		first ? p->sport | (__u32)p->dport << 16 : p->dport | (__u32)p->sport << 16;
+	*(__u32 *)&k->protocol = p->protocol | (__u32)p->icmp_type << 8;
 	j->src_first = first;
 }
 

@@ -109,7 +109,8 @@ static __always_inline int find_peer(struct __sk_buff *skb, struct judgement *j,
 		return err;
 	if (j->to_pod && skb->ingress_ifindex == 0)
 		return 0;
-	if (!find_kernel_flow(skb, &j->packet, j->to_pod, &flow)) /* answers to the node itself pass */
+	if (!find_kernel_flow(skb, &j->packet, j->to_pod,
+			      &flow)) /* answers to the node itself pass */
 		return j->to_pod ? -WEIR_REASON_SPOOFED_SOURCE : 0;
 	if (addr_equal(&flow.origin, peer_addr(j)))
 		return j->to_pod ? -WEIR_REASON_SPOOFED_SOURCE : 0;

@@ -30,11 +30,13 @@ static __always_inline bool owns(const struct weir_endpoint *ep, const struct we
 
 static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
 {
-	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+	return *(const __u32 *)a == *(const __u32 *)b &&
+	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
 }
 
 /* fe80:: with the interface id that the pod's MAC gives (RFC 4291, appendix A). */
-static __always_inline bool own_link_local(const struct weir_endpoint *ep, const struct weir_addr *addr)
+static __always_inline bool own_link_local(const struct weir_endpoint *ep,
+					   const struct weir_addr *addr)
 {
 	const __u8 *m = ep->pod_mac, *a = addr->a;
 

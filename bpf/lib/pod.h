@@ -42,7 +42,8 @@ static __noinline int deny(struct __sk_buff *skb, struct judgement *j, enum weir
 }
 
 /* Writes the judgement down, and tells of it if it is new. False: no room. */
-static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u32 flags, bool begins)
+static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u32 flags,
+				bool begins)
 {
 	struct weir_ct_slot *slot;
 	__u32 clear = 0;
@@ -116,8 +117,9 @@ static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 	else if (p->protocol == IPPROTO_TCP)
 		known = orient_by_proxy(skb, j);
 	if (known)
-		return p->protocol == IPPROTO_TCP && proxied_already(skb, j) ?
-			       ct_proxied_flag(j->slot) : 0;
+		return p->protocol == IPPROTO_TCP && proxied_already(skb, j)
+			       ? ct_proxied_flag(j->slot)
+			       : 0;
 	if (p->flags & PACKET_ICMP_REPLY)
 		return -WEIR_REASON_UNKNOWN_FLOW;
 	if (p->protocol != IPPROTO_TCP)
@@ -198,7 +200,8 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct judgement *
 /* A flow without connections that was silent for long begins anew. */
 static __always_inline bool expired(const struct judgement *j, const struct weir_ct *ct)
 {
-	return j->packet.protocol != IPPROTO_TCP && coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
+	return j->packet.protocol != IPPROTO_TCP &&
+	       coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
 }
 
 /* A hit: the slot was written on this interface, under this word. */

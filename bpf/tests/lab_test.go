@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -70,15 +71,11 @@ func (l *lab) run(program string, ifindex, from uint32, data []byte) result {
 
 func (l *lab) runMarked(program string, ifindex, from, mark uint32, data []byte) result {
 	l.Helper()
-	in := skbContext{IngressIfindex: from, Ifindex: ifindex, Mark: mark}
-	var encoded bytes.Buffer
-	if err := binary.Write(&encoded, binary.NativeEndian, in); err != nil {
-		l.Fatal(err)
-	}
-	out := make([]byte, encoded.Len())
+	in := skbContext{IngressIfindex: from, Ifindex: ifindex, Mark: mark}.encode(l)
+	out := make([]byte, len(in))
 	opts := ebpf.RunOptions{
 		Data: data, DataOut: make([]byte, len(data)+64),
-		Context: encoded.Bytes(), ContextOut: out,
+		Context: in, ContextOut: out,
 	}
 	var ret uint32
 	err := l.ns.do(func() (err error) {
@@ -143,4 +140,31 @@ func (l *lab) ct(f frame) (datapath.WeirCt, bool) {
 		l.Fatalf("read %s: %v", name, err)
 	}
 	return v, err == nil
+}
+
+// encode is the context of a run as the kernel takes it.
+func (c skbContext) encode(t testing.TB) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := binary.Write(&b, binary.NativeEndian, c); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// timed runs a program n times on a frame and returns the time of one run.
+func (l *lab) timed(t testing.TB, p *ebpf.Program, ifindex uint32, data []byte, n uint32) time.Duration {
+	t.Helper()
+	opts := ebpf.RunOptions{Data: data, Context: skbContext{Ifindex: ifindex}.encode(t), Repeat: n}
+	var took time.Duration
+	err := l.ns.do(func() error {
+		start := time.Now()
+		_, err := p.Run(&opts)
+		took = time.Since(start)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return took / time.Duration(n)
 }
