@@ -71,14 +71,15 @@ func (t *transition) loud() bool {
 		slices.ContainsFunc(t.cells, func(c change[CellKey, PortMap]) bool { return t.cellWhen(c) == loud })
 }
 
-// endpointLoud: the same endpoint has other rows. A closed one has no flows,
-// and opening it is one write.
+// endpointLoud: the same endpoint has other rows. A closed one denies every
+// packet until the one write that opens it, and has no flows to judge anew.
 func (t *transition) endpointLoud(c change[uint32, Endpoint]) bool {
 	was, there := t.from.Endpoints[c.key]
 	if !there || c.gone || was.ID != c.value.ID {
 		return false
 	}
-	return was.Egress != c.value.Egress || was.Ingress != c.value.Ingress
+	return was.Egress != c.value.Egress && was.Egress != RowClosed ||
+		was.Ingress != c.value.Ingress && was.Ingress != RowClosed
 }
 
 // when a sided write may be done in place.

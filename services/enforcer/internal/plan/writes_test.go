@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 	"weir.dev/weir/engine/rule"
 	"weir.dev/weir/internal/deptest"
 	"weir.dev/weir/services/enforcer/internal/plan"
@@ -25,7 +27,7 @@ func cluster() plan.State {
 	a, p := netip.MustParseAddr, netip.MustParsePrefix
 	http := plan.PortMap{{Start: 0}, {Start: uint32(rule.TCP)<<16 | 80, Verdict: rule.Allowed}, {Start: uint32(rule.TCP)<<16 | 81}}
 	return plan.State{
-		Endpoints: map[uint32]plan.Endpoint{1: {ID: 1, Egress: plan.RowOpen, Ingress: 2, Addrs: []netip.Addr{a("10.244.1.1")}}},
+		Endpoints: map[uint32]plan.Endpoint{1: {ID: 1, Egress: plan.RowOpen, Ingress: 2, Addrs: []netip.Addr{a("10.244.1.1")}}, 7: {ID: 7, Addrs: []netip.Addr{a("10.244.1.7")}}},
 		Addresses: map[netip.Addr]plan.PeerRef{a("10.244.1.1"): {Peer: 2}, a("10.244.2.1"): {Peer: 3}, a("10.244.2.2"): {Peer: 3}},
 		Prefixes: map[netip.Prefix]plan.PeerRef{
 			p("0.0.0.0/0"): {Peer: 1}, p("10.244.0.0/16"): {Peer: 0, Flags: plan.FlagCluster},
@@ -82,6 +84,21 @@ func TestChangeCostsWhatItTouches(t *testing.T) {
 			},
 			[]string{"AddressWrite", "EndpointWrite"},
 		},
+		"a closed endpoint opens": {
+			func(s *plan.State) {
+				s.Endpoints[7] = plan.Endpoint{ID: 7, Egress: plan.RowOpen, Ingress: 5, Addrs: []netip.Addr{a("10.244.1.7")}}
+				s.Cells[plan.CellKey{Row: 5, Class: plan.DefaultClass}] = plan.PortMap{{Start: 0}}
+			},
+			[]string{"CellWrite", "CellWrite", "EndpointWrite"},
+		},
+		"an endpoint is selected by its first policy": {
+			func(s *plan.State) {
+				e := s.Endpoints[1]
+				e.Egress = 2
+				s.Endpoints[1] = e
+			},
+			[]string{"EndpointWrite", "Flip", "Wait", "EndpointWrite"},
+		},
 		"a pod goes: its address means nothing any more": {
 			func(s *plan.State) { delete(s.Addresses, a("10.244.2.1")) },
 			[]string{"AddressWrite", "Flip", "Wait"},
@@ -137,6 +154,53 @@ func TestChangeCostsWhatItTouches(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWritesAreInProportion: however states differ, each difference costs a few
+// writes, whatever else the maps hold.
+func TestWritesAreInProportion(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	rapid.Check(t, func(t *rapid.T) {
+		from := world.State(t)
+		to := world.Change(t, from)
+		_, p := realize(t, from)
+		res, err := p.Apply(t.Context(), to)
+		if err != nil {
+			t.Fatalf("apply: %v", err)
+		}
+		entries := 0
+		for _, m := range to.Cells {
+			entries += len(m)
+		}
+		for _, list := range to.Services {
+			entries += len(list)
+		}
+		// A reference goes by way of a peer with four classes, if it must.
+		most := 2*(differences(from.Cells, to.Cells)+differences(from.Services, to.Services)+differences(from.Classes, to.Classes)) +
+			3*differences(from.Endpoints, to.Endpoints) + differences(from.Pairs, to.Pairs) +
+			6*(differences(from.Addresses, to.Addresses)+differences(from.Prefixes, to.Prefixes)) + 2*entries
+		if res.Writes > most {
+			t.Fatalf("%d writes, at most %d are in proportion", res.Writes, most)
+		}
+		if most == 0 && res.Moved {
+			t.Fatalf("the word moved for nothing")
+		}
+	})
+}
+
+func differences[K comparable, V any](a, b map[K]V) int {
+	n := 0
+	for k, v := range a {
+		if w, ok := b[k]; !ok || !reflect.DeepEqual(v, w) {
+			n++
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			n++
+		}
+	}
+	return n
 }
 
 // TestS18EqualPortMapsAreOne: port maps are content-addressed, whatever rules
