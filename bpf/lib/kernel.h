@@ -61,15 +61,15 @@ struct nf_conn {
 	union nf_conntrack_proto proto;
 } __attribute__((preserve_access_index));
 
+/* As long as all kernels take it; since 6.10 they take one with a zone as well. */
 struct bpf_ct_opts___weir {
 	__s32 netns_id;
 	__s32 error;
 	__u8 l4proto;
 	__u8 dir;
-	__u16 ct_zone_id;
-	__u8 ct_zone_dir;
-	__u8 reserved[3];
+	__u8 reserved[2];
 };
+_Static_assert(sizeof(struct bpf_ct_opts___weir) == 12, "NF_BPF_CT_OPTS_SZ of 6.6");
 
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
 					 __u32 tuple_size, struct bpf_ct_opts___weir *opts,

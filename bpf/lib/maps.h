@@ -18,7 +18,7 @@ volatile const __u32 max_peers = WEIR_MAX_PEERS;
 volatile const __u32 max_ranges = WEIR_MAX_RANGES;
 volatile const __u32 max_backends = WEIR_MAX_BACKENDS_OF_SIDE;
 /* Entries of weir_ct_tcp that one endpoint may hold. */
-volatile const __u32 ct_quota = 32768;
+volatile const __u32 ct_quota = 16384;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -109,7 +109,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct weir_ct_key);
 	__type(value, struct weir_ct);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 131072);
 } weir_ct_tcp SEC(".maps");
 
 struct {

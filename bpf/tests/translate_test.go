@@ -127,10 +127,11 @@ func TestP4(t *testing.T) {
 	}
 	n.translate(t, list...)
 	n.cell(rowB, datapath.ClassDefault)
+	in := n.startRelay(t, n.in, datapath.MapListenersIn)
 	word := uint64(firstWord)
-	admit := func(t *testing.T, peer uint32) {
+	admit := func(t *testing.T, peer, verdict uint32) {
 		for _, p := range []uint32{peerHost, peerWorld} {
-			n.cell(rowB, p, only(tcp, 80, datapath.Deny+uint32(b2i(p == peer)))...)
+			n.cell(rowB, p, only(tcp, 80, uint32(b2i(p == peer))*verdict)...)
 		}
 		word += 2
 		n.flip(word)
@@ -141,7 +142,7 @@ func TestP4(t *testing.T) {
 		direct := netip.AddrPortFrom(b.addr(v6), 80)
 		from := func(a netip.Addr) netip.AddrPort { word++; word++; return netip.AddrPortFrom(a, uint16(30000+word)) }
 		t.Run(family+"/only the node is admitted", func(t *testing.T) {
-			admit(t, peerHost)
+			admit(t, peerHost, datapath.Allow)
 			if got, err := exchange(o.namespace, from(o.own[v6]), nodePort); err == nil {
 				t.Errorf("a stranger is answered %q through the NodePort", got)
 			}
@@ -151,17 +152,36 @@ func TestP4(t *testing.T) {
 			}
 		})
 		t.Run(family+"/the stranger is admitted", func(t *testing.T) {
-			admit(t, peerWorld)
+			admit(t, peerWorld, datapath.Allow)
 			c, err := o.dial(from(o.own[v6]), nodePort, false, time.Second)
 			if err != nil {
 				t.Fatalf("the stranger is not answered: %v", err)
 			}
 			defer c.Close()
 			echo(t, c, "before")
-			admit(t, peerWorld)
+			admit(t, peerWorld, datapath.Allow)
 			echo(t, c, "after")
 			if got, err := exchange(n.namespace, from(o.node[v6]), direct); err == nil {
 				t.Errorf("the node is answered %q", got)
+			}
+		})
+		t.Run(family+"/both through the proxy", func(t *testing.T) {
+			admit(t, peerWorld, ruleSet)
+			before := in.conns.Load()
+			c, err := o.dial(from(o.own[v6]), nodePort, false, time.Second)
+			if err != nil {
+				t.Fatalf("the stranger is not answered: %v", err)
+			}
+			defer c.Close()
+			echo(t, c, "before")
+			admit(t, peerWorld, ruleSet)
+			echo(t, c, "after")
+			admit(t, peerHost, ruleSet)
+			if _, err := exchange(n.namespace, from(o.node[v6]), direct); err != nil {
+				t.Errorf("the node itself is not answered: %v", err)
+			}
+			if got := in.conns.Load() - before; got != 2 {
+				t.Errorf("weir-in saw %d connections, want 2", got)
 			}
 		})
 	}
