@@ -236,8 +236,8 @@ func TestZeroValuesDeny(t *testing.T) {
 	}
 }
 
-// S1: two pods of one identity on both sides of an except.
-func TestOneIdentityOnBothSidesOfAnExcept(t *testing.T) {
+// Two pods of one identity on both sides of an except.
+func TestS1OneIdentityOnBothSidesOfAnExcept(t *testing.T) {
 	x, err := merge.New(merge.Policy{Selectors: []rule.Selector{{
 		ID: id("block"), PrefixesMatchPods: true,
 		Prefixes: []rule.PrefixSet{{Prefix: prefixes[1], Except: []netip.Prefix{prefixes[2]}}},
@@ -256,8 +256,8 @@ func TestOneIdentityOnBothSidesOfAnExcept(t *testing.T) {
 	}
 }
 
-// S2: an address that a name led to is still in the prefixes around it.
-func TestNameDoesNotHideThePrefixesAround(t *testing.T) {
+// An address that a name led to is still in the prefixes around it.
+func TestS2NameDoesNotHideThePrefixesAround(t *testing.T) {
 	x, err := merge.New(merge.Policy{Selectors: []rule.Selector{
 		{ID: id("denied"), Prefixes: []rule.PrefixSet{{Prefix: netip.MustParsePrefix("192.0.2.0/26")}}},
 		{ID: id("wide"), Prefixes: []rule.PrefixSet{{Prefix: netip.MustParsePrefix("192.0.0.0/16")}}},

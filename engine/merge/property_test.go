@@ -250,8 +250,9 @@ func TestOtherSelectorsDoNotMatter(t *testing.T) {
 	})
 }
 
-// The order of what New gets, and a rule written as two, change nothing.
-func TestOrderAndSplittingDoNotMatter(t *testing.T) {
+// The order of what New gets changes nothing. A rule written as two, under other
+// names, changes who is attributed, and no port map.
+func TestS18OrderNamesAndSplittingDoNotMatter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p, row, peer := drawPolicy(t), drawRow(t), drawPeer(t)
 		x, err := merge.New(p)

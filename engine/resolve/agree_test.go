@@ -101,6 +101,61 @@ func agree(t *rapid.T, side string, want spec.Verdict, got *merge.PortVerdict, x
 	}
 }
 
+// Policies renamed and written as one for each rule leave every endpoint in the
+// row that it was in, and every cell of it as it was: nothing flips.
+func TestS18RenamedAndSplitPoliciesMoveNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		before := w.fresh(t).Node(w.hashes())
+		after := w
+		after.policies = nil
+		for _, p := range w.policies {
+			for _, part := range p.Parts() {
+				after.policies = append(after.policies, splitPolicy(part)...)
+			}
+		}
+		node := after.fresh(t).Node(w.hashes())
+		if d := diff(before.Subjects, node.Subjects); d != "" {
+			t.Fatalf("subjects (-want +got):\n%s", d)
+		}
+		x, err := merge.New(merge.Policy{Selectors: before.Selectors, Rules: before.Rules, RuleSets: before.RuleSets})
+		if err != nil {
+			t.Fatal(err)
+		}
+		y, err := merge.New(merge.Policy{Selectors: node.Selectors, Rules: node.Rules, RuleSets: node.RuleSets})
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := w.drawParty(t).desc
+		for _, s := range before.Subjects {
+			for _, d := range []rule.Direction{rule.Ingress, rule.Egress} {
+				row := merge.RowKey{Subjects: s.Selectors, Direction: d}
+				want, _ := x.Judge(row, x.Matches(peer), peer.Entity)
+				got, _ := y.Judge(row, y.Matches(peer), peer.Entity)
+				if d := diff(want, got); d != "" {
+					t.Fatalf("cell (-want +got):\n%s", d)
+				}
+			}
+		}
+	})
+}
+
+// splitPolicy writes each rule of a policy as a policy of its own.
+func splitPolicy(p *object.Policy) []*object.Policy {
+	split := func(rules []object.PolicyRule) *object.Policy {
+		one := *p
+		one.Also, one.Lines = nil, nil
+		one.Rules = rules
+		one.Origin.Name = "renamed-" + p.Origin.Name
+		return &one
+	}
+	all := []*object.Policy{split(nil)}
+	for i := range p.Rules {
+		all = append(all, split(p.Rules[i:i+1]))
+	}
+	return all
+}
+
 // Policies that come from YAML stand in lines; a rule without one takes that of
 // the field around it.
 func TestOriginsAreAsNearAsLinesAre(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"weir.dev/weir/engine/object"
 	"weir.dev/weir/engine/rule"
@@ -17,11 +18,14 @@ import (
 // all rules; the ports are those of all rules, whoever the peer. So the rules of
 // one policy depend on the others', and the subject is a selector of its own.
 type fold struct {
-	id    rule.ID // of the subject selector
-	uses  int     // entries that hold it
-	rules []rule.Rule
-	peers peers
-	held  []*selector
+	id   rule.ID // of the policies and ports that it is made of
+	uses int     // entries that hold it
+	// subject is the synthetic selector. It is named by what the rules say, not by
+	// the policies, so that a policy renamed or split moves nobody to another row.
+	subject rule.ID
+	rules   []rule.Rule
+	peers   peers
+	held    []*selector
 }
 
 // foldOf is the fold that governs an entry; nil if no v1 policy does.
@@ -45,6 +49,7 @@ func (s *State) foldOf(e *entry, policies []*policy) *fold {
 		for _, d := range []rule.Direction{rule.Ingress, rule.Egress} {
 			s.foldDirection(f, d, policies, ports)
 		}
+		f.name()
 		s.folds[id] = f
 	}
 	f.uses++
@@ -112,7 +117,7 @@ type foldEntry struct {
 func (s *State) foldDirection(f *fold, d rule.Direction, policies []*policy, ports []namedPort) {
 	x := &folding{fold: f, state: s, direction: d, ports: ports}
 	for _, p := range policies {
-		for _, r := range isolateRules(p.source, f.id) {
+		for _, r := range isolateRules(p.source, rule.ID{}) {
 			if r.Direction == d {
 				f.rules = append(f.rules, r)
 			}
@@ -213,8 +218,7 @@ func (x *folding) emit() {
 }
 
 func (x *folding) allow(peer rule.ID, a allowance) {
-	x.rules = append(x.rules, withID(rule.Rule{
-		Subject:   x.id,
+	x.rules = append(x.rules, rule.Rule{
 		Direction: x.direction,
 		Tier:      rule.Normal,
 		Action:    rule.Allow,
@@ -222,7 +226,26 @@ func (x *folding) allow(peer rule.ID, a allowance) {
 		Ports:     a.ports,
 		RuleSet:   a.set,
 		Origin:    a.origin,
-	}))
+	})
+}
+
+// name names the subject, and so the rules.
+func (f *fold) name() {
+	said := make(map[string][]rule.PortRange)
+	for _, r := range f.rules {
+		key := fmt.Sprintf("%d %d %x %x", r.Direction, r.Action, r.Peer, r.RuleSet)
+		said[key] = append(said[key], r.Ports...)
+	}
+	var lines []string
+	for key, ports := range said {
+		lines = append(lines, fmt.Sprint(key, joinPorts(ports)))
+	}
+	slices.Sort(lines)
+	f.subject = rule.NewID([]byte("v1\n" + strings.Join(lines, "\n")))
+	for i := range f.rules {
+		f.rules[i].Subject = f.subject
+		f.rules[i] = withID(f.rules[i])
+	}
 }
 
 // piece is a port range that some rule allows. It is a half-open interval of

@@ -77,7 +77,7 @@ func (s *State) subject(e *entry, g *gathering) rule.Subject {
 	})
 	if f := s.foldOf(e, v1); f != nil {
 		g.add(f.rules, &f.peers)
-		subject.Selectors = append(subject.Selectors, f.id)
+		subject.Selectors = append(subject.Selectors, f.subject)
 	}
 	slices.SortFunc(subject.Selectors, rule.ID.Compare)
 	return subject
