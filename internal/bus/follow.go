@@ -38,7 +38,7 @@ type Opener func(ctx context.Context) (jetstream.KeyValue, error)
 
 // Limits of following.
 const (
-	checkEvery   = 5 * time.Second
+	checkEvery   = time.Second
 	checkTimeout = 2 * time.Second
 	maxPause     = 500 * time.Millisecond
 )
@@ -47,8 +47,13 @@ const (
 // stream was made anew, or came back from an older disk.
 var ErrReplaced = errors.New("the bucket was replaced")
 
-// errEnded reports a watch that the server or the connection ended.
-var errEnded = errors.New("watching ended")
+// errEnded reports a watch that the server or the connection ended, errStalled
+// one that brings nothing although there is more: a server that was restarted
+// knows nothing of it, and the client library takes its time to find out.
+var (
+	errEnded   = errors.New("watching ended")
+	errStalled = errors.New("watching brings nothing although there is more")
+)
 
 // Follow calls apply with all that a bucket holds and, from then on, with all
 // that is written to it, until ctx ends. If the bucket is lost or replaced it
@@ -79,6 +84,7 @@ func Pause(ctx context.Context, d time.Duration) {
 type follower struct {
 	apply    func(Batch)
 	head     Head
+	checked  uint64 // one more than the sequence at the last check, if there was more then
 	backlog  []Entry
 	behind   uint64 // what the stream had after the last entry
 	started  bool   // a batch was applied
@@ -158,5 +164,13 @@ func (f *follower) check(ctx context.Context, kv jetstream.KeyValue) error {
 		return fmt.Errorf("%w: its head is %d, made %v; replayed to %d of one made %v",
 			ErrReplaced, head.Sequence, head.Created, f.head.Sequence, f.head.Created)
 	}
+	if head.Sequence == f.head.Sequence {
+		f.checked = 0
+		return nil
+	}
+	if f.checked == f.head.Sequence+1 {
+		return errStalled
+	}
+	f.checked = f.head.Sequence + 1
 	return nil
 }

@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	lookEvery = 5 * time.Second
-	retry     = 500 * time.Millisecond
+	// lookEvery is how often all is compared although nothing changed.
+	lookEvery  = 10 * time.Second
+	watchEvery = time.Second
+	retry      = 500 * time.Millisecond
 	// lostAfter is how long a node must be ahead of the log: a replica may lag.
 	lostAfter = 4 * time.Second
 )
@@ -38,11 +40,23 @@ func (l *Leader) Lead(ctx context.Context) error {
 	if err := l.Writer.EnsureGeneration(ctx, time.Now()); err != nil {
 		return err
 	}
+	watch := time.NewTicker(watchEvery)
+	defer watch.Stop()
+	look := time.NewTimer(lookEvery)
+	defer look.Stop()
 	var ahead time.Time
-	for {
-		sourceChanged, viewChanged := l.Source.Changed(), l.View.Changed()
-		wait := lookEvery
-		err := l.copy(ctx)
+	var sourceChanged, viewChanged <-chan struct{}
+	for copying := true; ; {
+		var err error
+		if copying {
+			// Taken before the copy, and kept until the next: no change is missed.
+			sourceChanged, viewChanged = l.Source.Changed(), l.View.Changed()
+			if l.View.Ready() == nil {
+				viewChanged = nil // what others write is not ours
+			}
+			err = l.copy(ctx)
+			look.Reset(lookEvery)
+		}
 		if err == nil {
 			ahead, err = l.lostTail(ctx, ahead)
 		}
@@ -51,21 +65,19 @@ func (l *Leader) Lead(ctx context.Context) error {
 				return ctx.Err()
 			}
 			l.Log.Warn("not all policies of the source are in the log", logkey.Error, err)
-			wait = retry
+			look.Reset(retry)
 		}
-		if l.View.Ready() == nil {
-			viewChanged = nil // only the first time counts: what others write is not ours
-		}
-		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-		case <-sourceChanged:
-		case <-viewChanged:
-		case <-t.C:
-		}
-		t.Stop()
-		if ctx.Err() != nil {
 			return ctx.Err()
+		case <-sourceChanged:
+			copying = true
+		case <-viewChanged:
+			copying = true
+		case <-look.C:
+			copying = true
+		case <-watch.C:
+			copying = false
 		}
 	}
 }
