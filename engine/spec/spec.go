@@ -84,8 +84,12 @@ func (c *Cluster) Ingress(f Flow) Verdict {
 	return c.judge(rule.Ingress, f, f.To, f.From)
 }
 
-// judge asks the tiers in their order. The first that decides decides.
+// judge asks the tiers in their order. The first that decides decides. Of a peer
+// that is nobody known everything is denied, also where nothing else is.
 func (c *Cluster) judge(dir rule.Direction, f Flow, subject, peer Side) Verdict {
+	if peer.Identity == nil && !slices.Contains([]rule.Entity{rule.World, rule.Host, rule.RemoteNode}, peer.Entity) {
+		return Verdict{Kind: Deny}
+	}
 	parts := c.governing(subject)
 	switch c.tier(rule.Admin, parts, dir, f, peer) {
 	case rule.Deny:
@@ -238,10 +242,8 @@ func (c *Cluster) isPeer(p object.Peer, side Side) bool {
 		return inPrefix(p, side)
 	case side.Identity != nil:
 		return slices.Contains(p.Entities, rule.Endpoints)
-	case side.Entity == rule.World, side.Entity == rule.Host, side.Entity == rule.RemoteNode:
-		return slices.Contains(p.Entities, side.Entity)
 	}
-	return false
+	return slices.Contains(p.Entities, side.Entity)
 }
 
 func inPrefix(p object.Peer, side Side) bool {
