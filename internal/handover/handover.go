@@ -1,5 +1,5 @@
 // Package handover is how an enforcer hands its listening sockets, its
-// conntrack maps and its live word to the HTTP proxy beside it, and how the
+// conntrack map and its live word to the HTTP proxy beside it, and how the
 // proxy's privileged parent hands sockets to its worker: messages with open
 // files over sockets of type SOCK_SEQPACKET.
 //
@@ -51,9 +51,8 @@ const (
 	ListenerOut6 File = "listener-out-6"
 	NetnsIn      File = "netns-in"  // the network namespace weir-in
 	NetnsOut     File = "netns-out" // and weir-out
-	CtTCP        File = "ct-tcp"    // conntrack maps, read-only
-	CtAny        File = "ct-any"
-	Word         File = "word" // sealed memfd: the live word, 8 bytes, host byte order
+	CtTCP        File = "ct-tcp"    // conntrack of TCP, read-only
+	Word         File = "word"      // sealed memfd: the live word, 8 bytes, host byte order
 )
 
 // A Namespace is one of the proxy's two.

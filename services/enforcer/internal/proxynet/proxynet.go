@@ -5,8 +5,8 @@
 //
 // The namespaces are mounted at <run-dir>/netns and outlive an enforcer, as do
 // the veths and the pinned links; Open adopts what it finds. The listeners
-// belong to the enforcer and are handed to the proxy beside it, with read-only
-// conntrack maps and a sealed copy of the live word, on <run-dir>/handover.sock.
+// belong to the enforcer and are handed to the proxy beside it, with a read-only
+// conntrack map and a sealed copy of the live word, on <run-dir>/handover.sock.
 // As long as no proxy accepts on them the enforcer answers 503 itself. It never
 // parses a request: it answers whatever comes.
 //
@@ -60,7 +60,7 @@ type ProxyNet struct {
 	log     *slog.Logger
 	in, out *space
 	word    *word
-	ct      []*os.File // read-only: CtTCP, CtAny
+	ct      *os.File // weir_ct_tcp, read-only
 	server  *net.UnixListener
 
 	mu      sync.Mutex
@@ -87,12 +87,8 @@ func (p *ProxyNet) open(ctx context.Context) (err error) {
 	if p.word, err = newWord(); err != nil {
 		return err
 	}
-	for _, m := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
-		f, err := readOnly(p.cfg.Datapath.Map(m))
-		if err != nil {
-			return err
-		}
-		p.ct = append(p.ct, f)
+	if p.ct, err = readOnly(p.cfg.Datapath.Map(bpf.MapCtTCP)); err != nil {
+		return err
 	}
 	mtu := p.cfg.MTU
 	if mtu == 0 {
@@ -203,8 +199,8 @@ func (p *ProxyNet) Close() error {
 			errs = append(errs, s.close())
 		}
 	}
-	for _, f := range p.ct {
-		errs = append(errs, f.Close())
+	if p.ct != nil {
+		errs = append(errs, p.ct.Close())
 	}
 	if p.word != nil {
 		errs = append(errs, p.word.close())

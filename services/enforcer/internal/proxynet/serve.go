@@ -129,8 +129,7 @@ func (p *ProxyNet) offer(c *proxyConn) error {
 	}
 	add(handover.NetnsIn, p.in.file.Fd())
 	add(handover.NetnsOut, p.out.file.Fd())
-	add(handover.CtTCP, p.ct[0].Fd())
-	add(handover.CtAny, p.ct[1].Fd())
+	add(handover.CtTCP, p.ct.Fd())
 	add(handover.Word, p.word.file.Fd())
 	err := c.Send(m, fds...)
 	runtime.KeepAlive(p)
