@@ -102,9 +102,11 @@ type RuleSet struct {
 
 // Builder keeps the numbers of what it built last.
 type Builder struct {
-	peers, classes, rows *numbers
-	ruleSets             ruleSetNumbers
-	cells                cellCache
+	peers    *numbers[peerKey]
+	classes  *numbers[string]
+	rows     *numbers[string]
+	ruleSets ruleSetNumbers
+	cells    cellCache
 }
 
 // NewBuilder makes a Builder whose peers stay below limit, and whose rule sets
@@ -112,9 +114,9 @@ type Builder struct {
 // from before a restart never means something else.
 func NewBuilder(limits plan.Limits, firstRuleSet rule.Verdict) *Builder {
 	return &Builder{
-		peers:    newNumbers(uint32(plan.NoPeer)+1, uint32(limits.PeerLimit())),
-		classes:  newNumbers(uint32(plan.FirstClass), uint32(plan.DefaultClass)),
-		rows:     newNumbers(uint32(plan.FirstRow), ^uint32(0)),
+		peers:    newNumbers[peerKey](uint32(plan.NoPeer)+1, uint32(limits.PeerLimit())),
+		classes:  newNumbers[string](uint32(plan.FirstClass), uint32(plan.DefaultClass)),
+		rows:     newNumbers[string](uint32(plan.FirstRow), ^uint32(0)),
 		ruleSets: ruleSetNumbers{next: max(firstRuleSet, rule.FirstRuleSet), byKey: map[string]rule.Verdict{}},
 	}
 }
@@ -141,7 +143,7 @@ func (b *Builder) NextRuleSet() rule.Verdict { return b.ruleSets.next }
 func (b *Builder) Build(in Input) (Output, error) {
 	x := &build{builder: b, in: in, state: plan.State{
 		Endpoints: map[uint32]plan.Endpoint{},
-		Addresses: map[netip.Addr]plan.PeerRef{},
+		Addresses: make(map[netip.Addr]plan.PeerRef, len(in.Records)),
 		Prefixes:  map[netip.Prefix]plan.PeerRef{},
 		Classes:   map[plan.Peer]plan.Class{},
 		Cells:     map[plan.CellKey]plan.PortMap{},

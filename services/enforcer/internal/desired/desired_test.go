@@ -93,7 +93,7 @@ func (w *world) httpSet(path string) rule.ID {
 	return set.ID
 }
 
-func (w *world) input(t *testing.T) desired.Input {
+func (w *world) input(t testing.TB) desired.Input {
 	t.Helper()
 	byID := func(a, b rule.Selector) int { return a.ID.Compare(b.ID) }
 	slices.SortFunc(w.selectors, byID)

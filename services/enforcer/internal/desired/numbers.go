@@ -12,25 +12,25 @@ import (
 
 // numbers gives a key the number it had, as long as some build has named it
 // since the last sweep.
-type numbers struct {
+type numbers[K comparable] struct {
 	free     *plan.Numbers
-	byKey    map[string]uint32
-	named    map[string]bool // by the build under way
-	reserved []uint32        // from before a restart; given back by the first sweep
+	byKey    map[K]uint32
+	named    map[K]bool // by the build under way
+	reserved []uint32   // from before a restart; given back by the first sweep
 }
 
-func newNumbers(first, limit uint32) *numbers {
-	return &numbers{free: plan.NewNumbers(first, limit), byKey: map[string]uint32{}}
+func newNumbers[K comparable](first, limit uint32) *numbers[K] {
+	return &numbers[K]{free: plan.NewNumbers(first, limit), byKey: map[K]uint32{}}
 }
 
-func (n *numbers) begin() { n.named = map[string]bool{} }
+func (n *numbers[K]) begin() { n.named = make(map[K]bool, len(n.byKey)) }
 
-func (n *numbers) reserve(v uint32) {
+func (n *numbers[K]) reserve(v uint32) {
 	n.free.Reserve(v)
 	n.reserved = append(n.reserved, v)
 }
 
-func (n *numbers) of(key string) (uint32, error) {
+func (n *numbers[K]) of(key K) (uint32, error) {
 	n.named[key] = true
 	if v, ok := n.byKey[key]; ok {
 		return v, nil
@@ -43,7 +43,7 @@ func (n *numbers) of(key string) (uint32, error) {
 	return v, nil
 }
 
-func (n *numbers) sweep() {
+func (n *numbers[K]) sweep() {
 	for key, v := range n.byKey {
 		if !n.named[key] {
 			delete(n.byKey, key)

@@ -20,10 +20,6 @@ type peerKey struct {
 	names   string       // live DNS names, each with a blank after it
 }
 
-func (k peerKey) String() string {
-	return fmt.Sprintf("%d/%d %d %s %s", k.entered.Generation, k.entered.Revision, k.entity, k.prefix, k.names)
-}
-
 // numberedClass is a class that some peer of the build has.
 type numberedClass struct {
 	number  plan.Class
@@ -180,12 +176,15 @@ func (x *build) addressRef(r Record) (plan.PeerRef, error) {
 
 // peer numbers a peer and its class. Without a policy no peer has a class.
 func (x *build) peer(key peerKey) (plan.Peer, error) {
-	n, err := x.builder.peers.of(key.String())
+	if x.builder.peers.named[key] {
+		return plan.Peer(x.builder.peers.byKey[key]), nil
+	}
+	n, err := x.builder.peers.of(key)
 	if err != nil {
 		return plan.NoPeer, fmt.Errorf("peers: %w", err)
 	}
 	peer := plan.Peer(n)
-	if _, done := x.state.Classes[peer]; done || x.in.Index == nil {
+	if x.in.Index == nil {
 		return peer, nil
 	}
 	matched := x.in.Index.Matches(merge.PeerDesc{

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	bpf "weir.dev/weir/bpf/datapath"
+	"weir.dev/weir/engine/rule"
 	"weir.dev/weir/internal/bus"
 	"weir.dev/weir/internal/logkey"
 	kitserver "weir.dev/weir/internal/server"
@@ -280,14 +281,34 @@ func (e *enforcer) offer(context.Context) (err error) {
 func (e *enforcer) followEvents(ctx context.Context) error {
 	return e.kernel.Events(ctx, func(v datapath.Event) {
 		if v.Drop && v.Reason == bpf.ReasonPending {
-			peer := v.Dst.Addr()
-			if v.Ingress {
-				peer = v.Src.Addr()
+			for _, a := range waitedFor(v, e.loop.Current()) {
+				e.addresses.Want(a)
 			}
-			e.addresses.Want(peer)
 		}
 		e.ring.Add(e.translator.Event(v))
 	})
+}
+
+// waitedFor are the addresses that a pending packet waits for: its peer, or the
+// backends of the Service that it goes to.
+func waitedFor(v datapath.Event, now *reconcile.Change) []netip.Addr {
+	if v.Ingress {
+		return []netip.Addr{v.Src.Addr()}
+	}
+	var service rule.Service
+	if now != nil {
+		service, _ = now.Explain.Service(plan.ServiceKey{Addr: v.Dst.Addr(), Protocol: v.Protocol, Port: v.Dst.Port()})
+	}
+	if len(service.Backends) == 0 {
+		return []netip.Addr{v.Dst.Addr()}
+	}
+	var backends []netip.Addr
+	for _, b := range service.Backends {
+		if now.State.Addresses[b.Addr].Peer == plan.NoPeer {
+			backends = append(backends, b.Addr)
+		}
+	}
+	return backends
 }
 
 // collectFlows forgets flows that are over.

@@ -155,7 +155,7 @@ func (c *Client) Status() Status {
 
 const (
 	backoffMin = 100 * time.Millisecond
-	backoffMax = 5 * time.Second
+	backoffMax = 2 * time.Second
 )
 
 // Run watches until ctx ends. A broken stream is opened again at the next

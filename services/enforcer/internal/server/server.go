@@ -145,14 +145,18 @@ func (s Server) DumpState(context.Context, *enforcerv1.DumpStateRequest) (*enfor
 		}
 		fmt.Fprintf(&b, "cell row %d class %s: %s\n", k.Row, name, text(c.State.Cells[k]))
 	}
-	for k, backends := range c.State.Services {
-		fmt.Fprintf(&b, "service %s protocol %d port %d: %v\n", k.Addr, k.Protocol, k.Port, backends)
+	for _, k := range slices.SortedFunc(maps.Keys(c.State.Services), compareServices) {
+		fmt.Fprintf(&b, "service %s protocol %d port %d: %v\n", k.Addr, k.Protocol, k.Port, c.State.Services[k])
 	}
 	return &enforcerv1.DumpStateResponse{Text: b.String()}, nil
 }
 
 func compareCells(a, b plan.CellKey) int {
 	return cmp.Or(cmp.Compare(a.Row, b.Row), cmp.Compare(a.Class, b.Class))
+}
+
+func compareServices(a, b plan.ServiceKey) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 // UsePolicyReplica leaves the policy replica for another.

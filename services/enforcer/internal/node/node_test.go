@@ -1,0 +1,70 @@
+package node
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"google.golang.org/grpc/stats"
+
+	bpf "weir.dev/weir/bpf/datapath"
+	"weir.dev/weir/engine/rule"
+	"weir.dev/weir/services/enforcer/internal/datapath"
+	"weir.dev/weir/services/enforcer/internal/desired"
+)
+
+func TestMemoryOutlivesTheProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "in-force.json")
+	m, err := recall(path)
+	if err != nil || m.InForce != (desired.Position{}) {
+		t.Fatalf("without a file: %+v, %v", m, err)
+	}
+	at := desired.Position{Generation: 3, Revision: 70}
+	if err := m.remember(at, 12); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = recall(path); err != nil || m.InForce != at || m.NextRuleSet != 12 {
+		t.Errorf("recalled %+v, %v", m, err)
+	}
+	// What cannot be read might let an older policy follow: it is no start.
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := recall(path); err == nil {
+		t.Error("half a file was taken")
+	}
+}
+
+func TestWhereaboutsFollowConnections(t *testing.T) {
+	w := &whereabouts{}
+	if got := w.Replica(); got != "" {
+		t.Errorf("not connected: %q", got)
+	}
+	addr := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 7001}
+	ctx := w.TagConn(t.Context(), &stats.ConnTagInfo{RemoteAddr: addr})
+	w.HandleConn(ctx, &stats.ConnBegin{Client: true})
+	if got := w.Replica(); got != "10.0.0.1:7001" {
+		t.Errorf("connected to %q", got)
+	}
+	w.HandleConn(ctx, &stats.ConnEnd{Client: true})
+	if got := w.Replica(); got != "" {
+		t.Errorf("disconnected: %q", got)
+	}
+}
+
+func TestPendingPacketsSayWhatTheyWaitFor(t *testing.T) {
+	v := datapath.Event{
+		Src: netip.MustParseAddrPort("10.0.0.1:4000"), Dst: netip.MustParseAddrPort("10.0.0.2:80"),
+		Protocol: rule.TCP, Drop: true, Reason: bpf.ReasonPending,
+	}
+	if got := waitedFor(v, nil); !slices.Equal(got, []netip.Addr{v.Dst.Addr()}) {
+		t.Errorf("egress waits for %v", got)
+	}
+	v.Ingress = true
+	if got := waitedFor(v, nil); !slices.Equal(got, []netip.Addr{v.Src.Addr()}) {
+		t.Errorf("ingress waits for %v", got)
+	}
+}
