@@ -51,9 +51,7 @@ func (s *State) expand(key partKey, p *object.Policy) (*policy, error) {
 	if p.Semantics == object.SemanticsV1 {
 		return x.policy, nil
 	}
-	for _, r := range isolateRules(p, x.subject.id) {
-		x.rules[x.subject] = append(x.rules[x.subject], r)
-	}
+	x.rules[x.subject] = append(x.rules[x.subject], isolateRules(p, x.subject.id)...)
 	for i := range p.Rules {
 		x.addRule(&p.Rules[i])
 	}
