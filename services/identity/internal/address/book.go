@@ -51,20 +51,16 @@ func (r Record) owner() string {
 	return "pod/" + r.GetPodUid()
 }
 
-// removal is an address that had a record until not long ago.
-type removal struct {
-	identity []byte    // nil: not known
-	node     bool      // it was a node's
-	seen     time.Time // when this replica saw it: it was public by then
-}
-
 // Book is what a replica has replayed of the address stream. It must be made by
 // NewBook.
 type Book struct {
-	mu       sync.RWMutex
-	records  map[netip.Addr]Record
-	owned    map[string]map[netip.Addr]struct{}
-	removed  map[netip.Addr]removal
+	mu      sync.RWMutex
+	records map[netip.Addr]Record
+	owned   map[string]map[netip.Addr]struct{}
+	// removed is when this replica saw the removal of an address that has no
+	// record: it was public by then. What it meant is not kept: the stream holds
+	// only the last write of a key, so the record before may not have been seen.
+	removed  map[netip.Addr]time.Time
 	head     bus.Head
 	complete bool
 	changed  chan struct{} // closed at the next change
@@ -80,7 +76,7 @@ func NewBook() *Book {
 func (b *Book) reset() {
 	b.records = map[netip.Addr]Record{}
 	b.owned = map[string]map[netip.Addr]struct{}{}
-	b.removed = map[netip.Addr]removal{}
+	b.removed = map[netip.Addr]time.Time{}
 }
 
 // Follow replays the address stream until ctx ends.
@@ -105,14 +101,9 @@ func (b *Book) apply(batch bus.Batch) (bad []error) {
 			bad = append(bad, err)
 			continue
 		}
-		old, had := b.records[a]
 		b.drop(a)
 		if e.Removed {
-			gone := removal{seen: now}
-			if had {
-				gone.identity, gone.node = old.GetIdentity(), old.GetNodeAddress()
-			}
-			b.removed[a] = gone
+			b.removed[a] = now
 			continue
 		}
 		r := Record{&identityv1.AddressRecord{}, e.Revision}
@@ -226,21 +217,18 @@ func (b *Book) WaitFor(ctx context.Context, sequence uint64) error {
 	}
 }
 
-// quiet tells how long an address without a record has to stay so before it
-// may mean the identity: what it meant before must have been seen to end.
-func (b *Book) quiet(a netip.Addr, r *identityv1.AddressRecord, now time.Time) time.Duration {
+// quiet tells how long an address without a record has to stay so: the end of
+// what it meant must have been public for a while before it means anything.
+func (b *Book) quiet(a netip.Addr, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	gone, ok := b.removed[a]
+	seen, ok := b.removed[a]
 	if !ok {
 		return 0
 	}
-	if left := gone.seen.Add(Quarantine).Sub(now); left > 0 {
-		if gone.identity != nil && gone.node == r.GetNodeAddress() && slices.Equal(gone.identity, r.GetIdentity()) {
-			return 0
-		}
-		return left
+	left := seen.Add(Quarantine).Sub(now)
+	if left <= 0 {
+		delete(b.removed, a)
 	}
-	delete(b.removed, a)
-	return 0
+	return max(left, 0)
 }

@@ -1,6 +1,7 @@
 package address
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 )
 
 // Quarantine is how long the removal of an address must have been public before
-// the address may mean another identity.
+// the address may mean anything again.
 const Quarantine = time.Second
 
 // tries bounds how often a write is tried again because another writer was
@@ -80,7 +81,7 @@ func (w *Writer) Claim(ctx context.Context, r *identityv1.AddressRecord) (uint64
 func (w *Writer) claim(ctx context.Context, kv jetstream.KeyValue, a netip.Addr, r *identityv1.AddressRecord, text []byte) (uint64, error) {
 	entry, err := kv.Get(ctx, Key(a))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return w.create(ctx, kv, a, r, text)
+		return w.create(ctx, kv, a, text)
 	}
 	if err != nil {
 		return 0, err
@@ -94,16 +95,18 @@ func (w *Writer) claim(ctx context.Context, kv jetstream.KeyValue, a netip.Addr,
 		return kv.Update(ctx, Key(a), text, entry.Revision())
 	case readable && w.alive(cur):
 		return 0, fmt.Errorf("%w: %s", ErrOwned, ownerText(cur))
+	case readable && !r.GetNodeAddress() && !cur.GetNodeAddress() && bytes.Equal(cur.GetIdentity(), r.GetIdentity()):
+		return kv.Update(ctx, Key(a), text, entry.Revision()) // it means the same, without a gap
 	}
 	// Its owner is gone. The removal is made public, and then create waits.
 	if err := kv.Delete(ctx, Key(a), jetstream.LastRevision(entry.Revision())); err != nil {
 		return 0, err
 	}
-	return w.create(ctx, kv, a, r, text)
+	return w.create(ctx, kv, a, text)
 }
 
 // create writes the first record after a removal, or ever.
-func (w *Writer) create(ctx context.Context, kv jetstream.KeyValue, a netip.Addr, r *identityv1.AddressRecord, text []byte) (uint64, error) {
+func (w *Writer) create(ctx context.Context, kv jetstream.KeyValue, a netip.Addr, text []byte) (uint64, error) {
 	head, err := bus.HeadOf(ctx, kv)
 	if err != nil {
 		return 0, err
@@ -111,7 +114,7 @@ func (w *Writer) create(ctx context.Context, kv jetstream.KeyValue, a netip.Addr
 	if err := w.book.WaitFor(ctx, head.Sequence); err != nil { // it knows the removal, if there was one
 		return 0, err
 	}
-	if left := w.book.quiet(a, r, time.Now()); left > 0 {
+	if left := w.book.quiet(a, time.Now()); left > 0 {
 		t := time.NewTimer(left)
 		defer t.Stop()
 		select {
