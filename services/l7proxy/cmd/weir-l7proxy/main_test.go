@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -101,6 +102,7 @@ type node struct {
 	word      []byte
 	wordFile  *os.File
 	ln        *net.UnixListener
+	ctx       context.Context // ends with the proxy
 }
 
 func newNode(t *testing.T) *node {
@@ -297,17 +299,38 @@ func ruleSet(number uint32, path string) *l7proxyv1.NumberedRuleSet {
 	return &l7proxyv1.NumberedRuleSet{Number: number, AllOf: []*policyv1.RuleSet{{Rules: []*policyv1.HTTPRule{{Method: str("GET"), Path: str(path)}}}}}
 }
 
+// static fails a test binary that needs a dynamic linker: a worker's root has
+// none.
+func static(t *testing.T) {
+	t.Helper()
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Fatal("the test binary is not static: run it with CGO_ENABLED=0, as make test does")
+		}
+	}
+}
+
 // start runs a proxy for the node until the returned function has been called.
 func (n *node) start(t *testing.T) (stop func() error) {
 	t.Helper()
+	static(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	args := []string{"--node", "n1", "--run-dir", n.dir, "--http", filepath.Join(n.dir, "proxy.http.sock"), "--log-level", "debug"}
+	ctx, fail := context.WithCancelCause(ctx)
+	n.ctx = ctx
 	go func() {
-		done <- parent.Run(ctx, parent.Config{
+		err := parent.Run(ctx, parent.Config{
 			RunDir: n.dir, Socket: filepath.Join(n.dir, "proxy.sock"), HTTP: filepath.Join(n.dir, "proxy.http.sock"),
 			Args: args, Stderr: t.Output(),
 		}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		fail(err)
+		done <- err
 	}()
 	var err error
 	stopped := false
@@ -349,7 +372,7 @@ func TestProxy(t *testing.T) {
 	stop := n.start(t)
 	enforcer := n.serve(t)
 	api := n.client(t)
-	ctx := t.Context()
+	ctx := n.ctx
 	if _, err := api.SetRuleSets(ctx, &l7proxyv1.SetRuleSetsRequest{
 		RuleSets: []*l7proxyv1.NumberedRuleSet{ruleSet(2, "/public"), ruleSet(3, "/other"), ruleSet(4, "(")}, Complete: true,
 	}, grpc.WaitForReady(true)); err != nil {
@@ -501,7 +524,7 @@ func TestDeadServerIsAReset(t *testing.T) {
 	n := newNode(t)
 	n.start(t)
 	enforcer := n.serve(t)
-	if _, err := n.client(t).SetRuleSets(t.Context(), &l7proxyv1.SetRuleSetsRequest{Complete: true}, grpc.WaitForReady(true)); err != nil {
+	if _, err := n.client(t).SetRuleSets(n.ctx, &l7proxyv1.SetRuleSetsRequest{Complete: true}, grpc.WaitForReady(true)); err != nil {
 		t.Fatal(err)
 	}
 	n.expect(t, enforcer, handover.Accepting)
