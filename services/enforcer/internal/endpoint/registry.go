@@ -49,7 +49,8 @@ type Endpoint struct {
 	Entered       desired.Position
 	Next          rule.IdentityHash // since a relabelling that is not in force yet
 	NextEntered   desired.Position
-	Labels        []string // key=value, of Identity
+	Labels        []string // key=value, of the identity LabelsOf; for people
+	LabelsOf      rule.IdentityHash
 }
 
 // Release is a pod whose addresses are still to be given back.
@@ -251,6 +252,7 @@ func (r *Registry) InForce(judgedBy map[uint32]rule.IdentityHash) error {
 			r.file.Endpoints = slices.Clone(r.file.Endpoints)
 			e.Identity, e.Entered = e.Next, e.NextEntered
 			e.Next, e.NextEntered = rule.IdentityHash{}, desired.Position{}
+			e.Labels = nil
 			r.file.Endpoints[i], promoted = e, true
 		}
 	}
@@ -258,6 +260,20 @@ func (r *Registry) InForce(judgedBy map[uint32]rule.IdentityHash) error {
 		return nil
 	}
 	return r.save()
+}
+
+// SetLabels takes note of an identity's labels for the endpoint that has it.
+func (r *Registry) SetLabels(id uint32, of rule.IdentityHash, labels []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, e := range r.file.Endpoints {
+		if e.ID == id && e.Identity == of {
+			r.file.Endpoints = slices.Clone(r.file.Endpoints)
+			r.file.Endpoints[i].Labels, r.file.Endpoints[i].LabelsOf = labels, of
+			return r.save()
+		}
+	}
+	return nil
 }
 
 // Ready says whether the endpoint is judged by a policy that knows its identity.

@@ -129,7 +129,7 @@ func (s *Server) AddEndpoint(ctx context.Context, r *enforcerv1.AddEndpointReque
 	e.Identity = rule.IdentityHash(reg.GetIdentity())
 	e.Entered = desired.Position{Generation: reg.GetGeneration(), Revision: rule.Revision(reg.GetIdentityRevision())}
 	e.Next, e.NextEntered = rule.IdentityHash{}, desired.Position{}
-	e.Labels = labels(reg.GetContent())
+	e.Labels, e.LabelsOf = labels(reg.GetContent()), e.Identity
 	if e, err = s.registry.Put(e); err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -192,10 +192,7 @@ func (s *Server) displace(e Endpoint) error {
 // register asks for the pod's identity. A pod that the identity service does
 // not know yet is asked for again for a while: its object may be under way.
 func (s *Server) register(ctx context.Context, e Endpoint) (*identityv1.RegisterResponse, error) {
-	req := &identityv1.RegisterRequest{Namespace: e.Namespace, Name: e.Pod, PodUid: e.PodUID}
-	for _, a := range e.Addrs {
-		req.Addresses = append(req.Addresses, a.AsSlice())
-	}
+	req := registration(e)
 	unknownUntil := time.Now().Add(5 * time.Second)
 	for {
 		reg, err := s.identities.Register(ctx, req, grpc.WaitForReady(true))
@@ -305,25 +302,15 @@ func (s *Server) Adopt() error {
 	return nil
 }
 
-// Run gives the addresses of removed pods back until ctx ends. What cannot be
-// done while weir-identity is away is tried again.
+// Run gives the addresses of removed pods back, and asks for the labels of
+// relabelled ones, until ctx ends. What cannot be done while weir-identity is
+// away is tried again.
 func (s *Server) Run(ctx context.Context) error {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
 	for {
-		for _, r := range s.registry.Releases() {
-			call, cancel := context.WithTimeout(ctx, 5*time.Second)
-			_, err := s.identities.Release(call, &identityv1.ReleaseRequest{Namespace: r.Namespace, Name: r.Pod, PodUid: r.PodUID})
-			cancel()
-			if err != nil {
-				if ctx.Err() == nil {
-					s.log.Warn("addresses not released yet", logkey.Namespace, r.Namespace, logkey.Pod, r.Pod, logkey.Error, err)
-				}
-				break
-			}
-			if err := s.registry.Released(r); err != nil {
-				return err
-			}
+		if err := errors.Join(s.releaseAll(ctx), s.askLabels(ctx)); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -332,6 +319,59 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-retry.C:
 		}
 	}
+}
+
+// callLimit bounds one call of weir-identity that nobody waits for.
+const callLimit = 5 * time.Second
+
+func (s *Server) releaseAll(ctx context.Context) error {
+	for _, r := range s.registry.Releases() {
+		call, cancel := context.WithTimeout(ctx, callLimit)
+		_, err := s.identities.Release(call, &identityv1.ReleaseRequest{Namespace: r.Namespace, Name: r.Pod, PodUid: r.PodUID})
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil {
+				s.log.Warn("addresses not released yet", logkey.Namespace, r.Namespace, logkey.Pod, r.Pod, logkey.Error, err)
+			}
+			return nil
+		}
+		if err := s.registry.Released(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// askLabels registers relabelled pods again, which changes nothing and tells
+// their labels.
+func (s *Server) askLabels(ctx context.Context) error {
+	for _, e := range s.registry.List() {
+		if e.LabelsOf == e.Identity {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, callLimit)
+		reg, err := s.identities.Register(call, registration(e))
+		cancel()
+		if err != nil {
+			s.log.Debug("labels not known yet", logkey.Namespace, e.Namespace, logkey.Pod, e.Pod, logkey.Error, err)
+			return nil
+		}
+		if string(reg.GetIdentity()) != string(e.Identity[:]) {
+			continue // relabelled once more; its record is under way
+		}
+		if err := s.registry.SetLabels(e.ID, e.Identity, labels(reg.GetContent())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func registration(e Endpoint) *identityv1.RegisterRequest {
+	req := &identityv1.RegisterRequest{Namespace: e.Namespace, Name: e.Pod, PodUid: e.PodUID}
+	for _, a := range e.Addrs {
+		req.Addresses = append(req.Addresses, a.AsSlice())
+	}
+	return req
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
