@@ -142,6 +142,8 @@ const (
 	CTFINB           = 0x40
 	CTRST            = 0x80
 	CTDenied         = 0x100
+	CTResetEgress    = 0x200
+	CTResetIngress   = 0x400
 )
 
 // Limits.

@@ -159,6 +159,9 @@ enum weir_ct_flag {
 	WEIR_CT_FIN_B = 0x40,
 	WEIR_CT_RST = 0x80,
 	WEIR_CT_DENIED = 0x100, /* denied since it was made: to be cut */
+	/* A reset has passed that side though it was denied: none does again. */
+	WEIR_CT_RESET_EGRESS = 0x200,
+	WEIR_CT_RESET_INGRESS = 0x400,
 };
 struct weir_ct {
 	struct weir_ct_slot slot[2];
@@ -169,7 +172,9 @@ struct weir_ct {
 	 * flow leaves with that destination. */
 	__u8 neighbour[2][6];
 	__u32 owner; /* weir_endpoint.id whose quota the entry takes; 0: none */
-	__u32 busy;  /* 1 while a slot is written; who finds it so does not write */
+	/* 1 while a slot is written; who finds it so does not write. Who copies
+	 * an entry into another map sets it to 0. */
+	__u32 busy;
 };
 _Static_assert(sizeof(struct weir_ct_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct weir_ct) == 72, "its end is padded");

@@ -57,6 +57,11 @@ static __always_inline __u32 ct_proxied_flag(__u32 slot)
 	return slot == WEIR_SLOT_EGRESS ? WEIR_CT_PROXIED_EGRESS : WEIR_CT_PROXIED_INGRESS;
 }
 
+static __always_inline __u32 ct_reset_flag(__u32 slot)
+{
+	return slot == WEIR_SLOT_EGRESS ? WEIR_CT_RESET_EGRESS : WEIR_CT_RESET_INGRESS;
+}
+
 /* CLOCK_MONOTONIC in seconds, by multiplication: ns / 2^26 * (2^26 / 10^9). */
 static __always_inline __u32 coarse_seconds(void)
 {

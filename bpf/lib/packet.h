@@ -85,6 +85,13 @@ static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void
 	return bpf_skb_load_bytes(skb, offset, to, len);
 }
 
+static __always_inline bool is_ipv4_mapped(const struct weir_addr *addr)
+{
+	const __u64 *w = (const void *)addr;
+
+	return w[0] == 0 && (__u32)w[1] == bpf_htonl(0xffff);
+}
+
 static __always_inline bool is_syn(const struct packet *p)
 {
 	return p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -289,6 +296,8 @@ __noinline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return -WEIR_REASON_MALFORMED;
 	__builtin_memcpy(&p->src, &ip.saddr, sizeof(p->src));
 	__builtin_memcpy(&p->dst, &ip.daddr, sizeof(p->dst));
+	if (is_ipv4_mapped(&p->src) || is_ipv4_mapped(&p->dst)) /* never on a wire */
+		return -WEIR_REASON_MALFORMED;
 	p->flags |= PACKET_IPV6;
 	p->hop_limit = ip.hop_limit;
 	p->protocol = ip.nexthdr;

@@ -21,22 +21,22 @@ static __always_inline int pass(const struct judgement *j, bool proxied)
 	return TCX_NEXT;
 }
 
-/* Denied. A flow that conntrack holds may still be reset, once, so that the ends
- * of a forbidden connection hear of it (threat P9). */
+/* Denied. A flow that conntrack holds may still be reset, once from each side, so
+ * that the ends of a forbidden connection hear of it (threat P9). */
 static __noinline int deny(struct __sk_buff *skb, struct judgement *j, enum weir_reason reason,
 			   bool begins)
 {
-	bool proxied;
+	__u32 flags, reset = ct_reset_flag(j->slot);
 
 	if (!ct_holds(j) || begins || j->packet.flags & PACKET_ABOUT_FLOW)
 		return tell_drop(j, reason);
-	if (is_bare_reset(skb, &j->packet)) {
-		proxied = j->ct->flags & ct_proxied_flag(j->slot);
-		j->ct->slot[j->slot & 1].ifindex = 0;
+	flags = j->ct->flags;
+	if (!(flags & reset) && is_bare_reset(skb, &j->packet)) {
+		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED | reset);
 		count(WEIR_REASON_NONE, j->slot == WEIR_SLOT_INGRESS);
-		return pass(j, proxied);
+		return pass(j, flags & ct_proxied_flag(j->slot));
 	}
-	if (!(j->ct->flags & WEIR_CT_DENIED))
+	if (!(flags & WEIR_CT_DENIED))
 		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED);
 	return tell_drop(j, reason);
 }
@@ -67,7 +67,8 @@ static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u3
 		clear = ~0U;
 	else if (begins)
 		clear = WEIR_CT_GUESSED | WEIR_CT_FIN_A | WEIR_CT_FIN_B | WEIR_CT_RST |
-			WEIR_CT_SEEN_REPLY | WEIR_CT_DENIED | ct_proxied_flag(j->slot);
+			WEIR_CT_SEEN_REPLY | WEIR_CT_DENIED | ct_reset_flag(j->slot) |
+			ct_proxied_flag(j->slot);
 	else
 		news = slot->ifindex != j->ifindex || slot->verdict != j->verdict;
 	if (!ct_write(skb, j, j->ct, clear, flags))
@@ -200,7 +201,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct judgement *
 /* A flow without connections that was silent for long begins anew. */
 static __always_inline bool expired(const struct judgement *j, const struct weir_ct *ct)
 {
-	return j->packet.protocol != IPPROTO_TCP &&
+	return j->packet.protocol != IPPROTO_TCP && !(j->packet.flags & PACKET_ABOUT_FLOW) &&
 	       coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
 }
 

@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"net/netip"
 	"testing"
 
 	"weir.dev/weir/bpf/datapath"
@@ -212,4 +213,49 @@ func TestUDP(t *testing.T) {
 	ct.LastSeen -= 1000
 	l.put(datapath.MapCtAny, key, ct)
 	l.want("an answer long after", l.toPod(0, answer), drop, datapath.ReasonNoRule)
+}
+
+// P6: an address means someone else now. Flows of who had it are judged again
+// under the next word, and what was judged at another interface does not count.
+func TestP6(t *testing.T) {
+	t.Run("relabelled", func(t *testing.T) {
+		l := newPods(t)
+		f := aToB(80)
+		l.established(f)
+		l.peer(a4, peerWorld, 0) // which B does not admit
+		l.flip(firstWord + 2)
+		l.want("A's next packet", l.toPod(1, f.with(ack)), drop, datapath.ReasonNoRule)
+		l.want("B's answer", l.fromPod(1, f.back().with(ack)), drop, datapath.ReasonNoRule)
+	})
+	t.Run("reused by another pod of the node, with the same port", func(t *testing.T) {
+		l := newPods(t)
+		f := aToB(80)
+		l.established(f)
+		l.endpoint(endpoint{ifindex: l.ifs[2], egress: rowB, ingress: rowB, addrs: []netip.Addr{a4}})
+		l.want("the other's packet", l.fromPod(2, f.with(ack)), drop, datapath.ReasonNoRule)
+		l.want("the other's SYN", l.fromPod(2, f), drop, datapath.ReasonNoRule)
+	})
+	t.Run("pending", func(t *testing.T) {
+		l := newPods(t)
+		f := aToB(80)
+		l.established(f)
+		l.peer(a4, peerA, datapath.AddrPending)
+		l.flip(firstWord + 2)
+		l.want("A's next packet", l.toPod(1, f.with(ack)), drop, datapath.ReasonPending)
+	})
+}
+
+// P9: the reset that cuts a proxied flow still reaches the proxy, which may tell
+// the other leg.
+func TestP9Proxied(t *testing.T) {
+	l := newPods(t)
+	l.cell(rowA, datapath.ClassDefault, only(tcp, 80, ruleSet)...)
+	f := aToB(80)
+	l.want("SYN", l.fromPod(0, f), redirect, 0)
+	l.cell(rowA, datapath.ClassDefault)
+	l.flip(firstWord + 2)
+	l.want("data", l.fromPod(0, f.with(ack)), drop, datapath.ReasonNoRule)
+	l.want("reset", l.fromPod(0, f.with(rst)), redirect, 0)
+	l.want("the proxy's reset of the other leg", l.run(datapath.FromProxyOut, l.ifs[5], l.ifs[5], f.with(rst).bytes()), redirect, 0)
+	l.want("another reset", l.fromPod(0, f.with(rst)), drop, datapath.ReasonNoRule)
 }

@@ -78,9 +78,7 @@ func TestJudge(t *testing.T) {
 }
 
 func (l *lab) judge(t *testing.T, c judgetest.Case) {
-	k := *l.kernel
-	k.TB = t
-	here := &lab{kernel: &k, ns: l.ns, ifs: l.ifs}
+	here := l.in(t)
 	f := first(c.Packet)
 	before := here.counted(c.Reason, c.Packet.Ingress)
 	here.flows()

@@ -55,6 +55,13 @@ func newLab(t testing.TB, sizes datapath.Sizes) *lab {
 	return l
 }
 
+// in is the lab as a subtest uses it.
+func (l *lab) in(t testing.TB) *lab {
+	k := *l.kernel
+	k.TB = t
+	return &lab{kernel: &k, ns: l.ns, ifs: l.ifs}
+}
+
 // result is what a program made of a frame.
 type result struct {
 	ret  int32

@@ -230,4 +230,7 @@ func TestMalformed(t *testing.T) {
 	for _, tt := range tests {
 		l.want(tt.name, l.run(datapath.FromPod, l.ifs[0], l.ifs[0], tt.frame), tt.ret, datapath.ReasonMalformed)
 	}
+	mapped := aToB(80)
+	mapped.src, mapped.dst = netip.AddrFrom16(a4.As16()), netip.AddrFrom16(b4.As16())
+	l.want("IPv4-mapped addresses on the wire", l.fromPod(0, mapped), drop, datapath.ReasonMalformed)
 }
