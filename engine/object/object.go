@@ -277,6 +277,9 @@ var clusterScoped = map[string]bool{
 
 func (o *Object) decodeTyped(t *tree) *Refusal {
 	cluster, known := clusterScoped[o.APIVersion+"/"+o.Kind]
+	if known && !cluster {
+		o.Namespace = cmp.Or(o.Namespace, "default") // also of a refusal, so that its key is the object's
+	}
 	r := &reader{}
 	switch {
 	case o.Kind == "" || o.APIVersion == "":
@@ -287,7 +290,7 @@ func (o *Object) decodeTyped(t *tree) *Refusal {
 		r.add("metadata.namespace", false, "a "+o.Kind+" has no namespace: remove the field")
 	default:
 		checkName(r, o.Namespace, o.Name)
-		o.Value, r.problems = o.typed(cluster, r.problems)
+		o.Value, r.problems = o.typed(r.problems)
 	}
 	if len(r.problems) == 0 {
 		return nil
@@ -302,7 +305,7 @@ func (o *Object) decodeTyped(t *tree) *Refusal {
 
 // typed is the object as its Kubernetes type, with what the API server would
 // fill in of that which Weir reads.
-func (o *Object) typed(cluster bool, problems []Problem) (runtime.Object, []Problem) {
+func (o *Object) typed(problems []Problem) (runtime.Object, []Problem) {
 	v, more := strict(o.JSON)
 	problems = append(problems, more...)
 	m, ok := v.(metav1.Object)
@@ -312,10 +315,7 @@ func (o *Object) typed(cluster bool, problems []Problem) (runtime.Object, []Prob
 	for _, err := range metav1validation.ValidateLabels(m.GetLabels(), fieldpath.NewPath("metadata", "labels")) {
 		problems = append(problems, Problem{Path: err.Field, Reason: err.ErrorBody()})
 	}
-	if !cluster {
-		o.Namespace = cmp.Or(o.Namespace, "default")
-		m.SetNamespace(o.Namespace)
-	}
+	m.SetNamespace(o.Namespace)
 	if ns, ok := v.(*corev1.Namespace); ok {
 		if ns.Labels == nil {
 			ns.Labels = map[string]string{}
