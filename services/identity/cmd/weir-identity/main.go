@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	kitserver "weir.dev/weir/internal/server"
@@ -45,17 +44,21 @@ func run(args []string) error {
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fs.SetOutput(os.Stdout)
+			fmt.Println("Usage: weir-identity --name NAME --nats URL --tls-dir DIR --manifests DIR [flags]")
 			fs.PrintDefaults()
 		}
 		return err
 	}
 	cfg.Server.Version = version.Version
-	for name, value := range map[string]string{
-		"--nats": cfg.NATS, "--tls-dir": cfg.Server.TLSDir, "--manifests": strings.Join(cfg.Manifests, ","),
-	} {
-		if value == "" {
-			return fmt.Errorf("%s is required (see --help)", name)
-		}
+	switch {
+	case fs.NArg() > 0:
+		return fmt.Errorf("%q is no flag: all of its input are flags (see --help)", fs.Arg(0))
+	case cfg.NATS == "":
+		return errors.New("--nats is required (see --help)")
+	case cfg.Server.TLSDir == "":
+		return errors.New("--tls-dir is required (see --help)")
+	case len(cfg.Manifests) == 0:
+		return errors.New("--manifests is required (see --help)")
 	}
 	log, err := kitserver.Logger(level, format)
 	if err != nil {
