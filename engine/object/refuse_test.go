@@ -201,10 +201,10 @@ func TestBadDocumentRefusesItselfAlone(t *testing.T) {
 // Whoever keeps the last good version of an object finds it by the refusal's key.
 func TestRefusalHasTheKeyOfItsObject(t *testing.T) {
 	for yaml, want := range map[string]string{
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {x: y}\n":                                            "Pod/default/p",
-		"apiVersion: v1\nkind: Node\nmetadata: {name: p}\nspec: {x: y}\n":                                           "Node/p",
-		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {x: y}\n":                "NetworkPolicy/default/p",
-		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec: {x: y}\n":                  "CiliumNetworkPolicy/default/p",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {x: y}\n":                                             "Pod/default/p",
+		"apiVersion: v1\nkind: Node\nmetadata: {name: p}\nspec: {x: y}\n":                                            "Node/p",
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {x: y}\n":                 "NetworkPolicy/default/p",
+		"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nspec: {x: y}\n":                   "CiliumNetworkPolicy/default/p",
 		"apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: p}\nspec: {}\n": "ClusterNetworkPolicy/p",
 	} {
 		_, refused := object.Decode("x.yaml", []byte(yaml))
