@@ -21,6 +21,8 @@ func TestGrpcurl(t *testing.T) {
 	}
 	d.policy(t, "rule1", string(text))
 
+	d.want(t, "deploy/app2", "http://app1-service/public", served("/public")) // flows to observe
+
 	tool := t.TempDir()
 	build := exec.Command("go", "build", "-o", tool+"/", "github.com/fullstorydev/grpcurl/cmd/grpcurl")
 	build.Dir, build.Env = filepath.Join(the.root, "tools"), append(os.Environ(), "GOWORK=off")
