@@ -12,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -461,16 +463,25 @@ func TestRelabelledPodMeansAnotherIdentity(t *testing.T) {
 func TestS13NamespaceRelabelIsOneRevision(t *testing.T) {
 	c := newCluster(t)
 	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {team: a}}\n")
-	const pods = 200
+	const pods = 2000
+	var all strings.Builder
 	for i := range pods {
-		c.pod(fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), "n1", "id: app")
+		fmt.Fprintf(&all, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p%d, uid: u%d, labels: {id: app}}\nspec: {nodeName: n1, containers: [{name: c, image: i}]}\n", i, i)
 	}
+	c.write("pods", "%s", all.String())
 	r := c.start("identity-0").ready()
 	n1 := r.as(tlsconf.Node, "n1")
+	var g errgroup.Group
+	g.SetLimit(16)
 	for i := range pods {
-		if _, err := n1.Register(c.ctx(), register(fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), fmt.Sprintf("10.244.1.%d", i+2))); err != nil {
-			t.Fatal(err)
-		}
+		g.Go(func() error {
+			ip := fmt.Sprintf("10.244.%d.%d", i/250, i%250+2)
+			_, err := n1.Register(c.ctx(), register(fmt.Sprintf("p%d", i), fmt.Sprintf("u%d", i), ip))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	kv := c.state()
 	labels := func(want string) func() error {

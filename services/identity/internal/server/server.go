@@ -78,6 +78,7 @@ var (
 // codeOf maps errors to codes.
 func codeOf(err error) error {
 	code := codes.Internal
+	var ofServer jetstream.JetStreamError
 	switch {
 	case err == nil:
 		return nil
@@ -94,8 +95,8 @@ func codeOf(err error) error {
 	case errors.Is(err, statelog.ErrNotReplayed), errors.Is(err, context.DeadlineExceeded),
 		errors.Is(err, nats.ErrTimeout), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrConnectionClosed),
 		errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrDisconnected),
-		errors.Is(err, jetstream.ErrNoStreamResponse):
-		code = codes.Unavailable
+		errors.Is(err, jetstream.ErrNoStreamResponse), errors.As(err, &ofServer):
+		code = codes.Unavailable // the caller tries again
 	}
 	return status.Error(code, err.Error())
 }
@@ -241,7 +242,7 @@ func (s *Server) GetStatus(ctx context.Context, _ *identityv1.GetStatusRequest) 
 	}
 	for _, r := range s.c.Source.Refused() {
 		if !source.Concerns(r.Kind) {
-			continue // policy tells of the rest
+			continue // what policy tells of where it reads the same folder
 		}
 		resp.Refused = append(resp.Refused, &identityv1.RefusedObject{
 			Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, File: r.File, Line: uint32(r.Line), Reason: r.Reason,

@@ -22,7 +22,6 @@ import (
 	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
 	"weir.dev/weir/services/policy/internal/catalog"
-	"weir.dev/weir/services/policy/internal/source"
 	nodes "weir.dev/weir/services/policy/internal/status"
 	"weir.dev/weir/services/policy/internal/stream"
 )
@@ -117,13 +116,11 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 	return resp, nil
 }
 
-// refused is what the source and what the log has that is without effect.
+// refused is what the source and what the log has that is without effect, of
+// whatever kind: nobody else may read these folders.
 func (s *Server) refused(ofLog []*identityv1.RefusedObject) []*identityv1.RefusedObject {
 	out := slices.Clone(ofLog)
 	for _, r := range s.c.Source.Refused() {
-		if !source.Concerns(r.Kind) {
-			continue
-		}
 		out = append(out, &identityv1.RefusedObject{
 			Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, File: r.File, Line: uint32(r.Line), Reason: r.Reason,
 		})

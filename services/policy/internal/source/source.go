@@ -19,16 +19,6 @@ import (
 // Kinds are the policy kinds, each an object kind of the state log.
 func Kinds() []string { return object.PolicyKinds() }
 
-// others are kinds that another service tells of when they are refused.
-var others = map[string]bool{
-	object.KindNamespace: true, object.KindPod: true, object.KindNode: true,
-	object.KindService: true, object.KindEndpointSlice: true,
-}
-
-// Concerns tells whether policy tells of a refused object of the kind: it does
-// of all that no other service does, and of what has no readable kind.
-func Concerns(kind string) bool { return !others[kind] }
-
 // Decode reads the documents of a file with the engine's decoder.
 func Decode(file string, data []byte) ([]kit.Object, []kit.Refused) {
 	objects, refusals := object.Decode(file, data)
