@@ -23,15 +23,17 @@ func out(rule string) string { return cnpV2 + "spec: {endpointSelector: {}, egre
 // peers puts a NetworkPolicy's rule into ingress.
 func peers(rule string) string { return np + "spec: {podSelector: {}, ingress: [" + rule + "]}" }
 
+// refusal is a document that is refused, and the first problem it has.
+type refusal struct {
+	yaml        string
+	path        string
+	reason      string // a part of it
+	unsupported bool
+}
+
 // Whatever is not understood wholly refuses the object, with the field's path.
-func TestRefusals(t *testing.T) {
-	for _, tc := range []struct {
-		yaml        string
-		path        string // of the first problem
-		reason      string // a part of it
-		unsupported bool
-	}{
-		// cilium.io/v2
+func TestRefusalsOfPeers(t *testing.T) {
+	for _, r := range []refusal{
 		{in("{fromEndpoint: []}"), "spec.ingress[0].fromEndpoint", "unknown field", false},
 		{in("{fromEndpoints: {}}"), "spec.ingress[0].fromEndpoints", "must be a list", false},
 		{in("{fromEndpoints: [null]}"), "spec.ingress[0].fromEndpoints[0]", "null", false},
@@ -57,6 +59,13 @@ func TestRefusals(t *testing.T) {
 		{in("{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]}"), "spec.ingress[0].fromCIDRSet[0].except[0]", "not inside", false},
 		{in("{fromCIDRSet: [{except: [11.0.0.0/16]}]}"), "spec.ingress[0].fromCIDRSet[0]", "cidr is required", false},
 		{in("{fromCIDRSet: [{cidrGroupRef: g}]}"), "spec.ingress[0].fromCIDRSet[0].cidrGroupRef", "not supported", true},
+	} {
+		r.check(t)
+	}
+}
+
+func TestRefusalsOfPorts(t *testing.T) {
+	for _, r := range []refusal{
 		{in("{toPorts: [{ports: [{protocol: TCP}]}]}"), "spec.ingress[0].toPorts[0].ports[0]", "port is required", false},
 		{in("{toPorts: [{ports: [{port: 80}]}]}"), "spec.ingress[0].toPorts[0].ports[0].port", "in quotes", false},
 		{in("{toPorts: [{ports: [{port: '70000'}]}]}"), "spec.ingress[0].toPorts[0].ports[0].port", "beyond 65535", false},
@@ -78,6 +87,13 @@ func TestRefusals(t *testing.T) {
 		{in("{icmps: [{fields: [{type: 8}]}], toPorts: [{ports: [{port: '80'}]}]}"), "spec.ingress[0].icmps", "together with toPorts", false},
 		{in("{icmps: [{fields: [{type: 256}]}]}"), "spec.ingress[0].icmps[0].fields[0].type", "0 to 255", false},
 		{in("{icmps: [{fields: [{type: Ping}]}]}"), "spec.ingress[0].icmps[0].fields[0].type", "unknown", false},
+	} {
+		r.check(t)
+	}
+}
+
+func TestRefusalsOfSpecs(t *testing.T) {
+	for _, r := range []refusal{
 		{out("{toFQDNs: [{matchName: a.example}]}"), "spec.egress[0].toFQDNs", "not supported", true},
 		{out("{toServices: []}"), "spec.egress[0].toServices", "not supported", true},
 		{out("{fromEndpoints: [{}]}"), "spec.egress[0].fromEndpoints", "unknown field", false},
@@ -94,12 +110,17 @@ func TestRefusals(t *testing.T) {
 		{cnpV2, "spec", "is required", false},
 		{strings.Replace(in("{}"), "name: p", "name: P_", 1), "metadata.name", "lowercase", false},
 		{strings.Replace(in("{}"), "shop", "a.b", 1), "metadata.namespace", "must", false},
-		// cilium.io/v1
 		{cnpV1 + "spec: {endpointSelector: {}, ingress: [{}]}", "spec.endpointSelector", "is empty", false},
 		{cnpV1 + "spec: {endpointSelector: {matchLabels: {a: b}}, ingressDeny: [{}]}", "spec.ingressDeny", "unknown field", false},
 		{cnpV1 + "spec: {endpointSelector: {matchLabels: {a: b}}, egress: [{toCIDR: [10.0.0.0/8]}]}", "spec.egress[0].toCIDR", "use cilium.io/v2", true},
 		{cnpV1 + "spec: {endpointSelector: {matchLabels: {a: b}}, ingress: [{}], Ingress: [{}]}", "spec.ingress", "is there twice", false},
-		// networking.k8s.io/v1
+	} {
+		r.check(t)
+	}
+}
+
+func TestRefusalsOfNetworkPolicies(t *testing.T) {
+	for _, r := range []refusal{
 		{peers("{form: []}"), "spec.ingress[0].form", "unknown field", false},
 		{peers("{from: [{}]}"), "spec.ingress[0].from[0]", "must have one of", false},
 		{peers("{from: [{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]}"), "spec.ingress[0].from[0]", "two peers", false},
@@ -117,7 +138,13 @@ func TestRefusals(t *testing.T) {
 		{np + "spec: {podSelector: {}, policyTypes: [Ingress], egress: [{to: [{}]}]}", "spec.egress[0].to[0]", "must have one of", false},
 		{peers("null"), "spec.ingress[0]", "null", false},
 		{peers("{from: [{podSelector: {matchLabels: {a: null}}}]}"), "spec.ingress[0].from[0].podSelector.matchLabels.a", "null", false},
-		// other kinds
+	} {
+		r.check(t)
+	}
+}
+
+func TestRefusalsOfDocuments(t *testing.T) {
+	for _, r := range []refusal{
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: A}\n", "metadata.name", "lowercase", false},
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a.b}\n", "metadata.namespace", "must", false},
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {'b c': d}}\n", "metadata.labels", "Invalid value", false},
@@ -128,7 +155,6 @@ func TestRefusals(t *testing.T) {
 		{"apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}\n", "metadata.namespace", "has no namespace", false},
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, imagine: x}]}\n", "spec.containers[0].imagine", "unknown field", false},
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {a: 1}}\n", "", "", false},
-		// not objects
 		{"a: [", "", "not YAML", false},
 		{"[1]", "", "not a Kubernetes object", false},
 		{"a: 1\na: 2\n", "", "is there twice", false},
@@ -141,19 +167,26 @@ func TestRefusals(t *testing.T) {
 			"d: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d, *d]\nf: &f [*e, *e, *e, *e, *e, *e, *e, *e, *e, *e]\n" +
 			"g: [*f, *f, *f, *f, *f, *f, *f, *f, *f, *f]\n", "", "more than", false},
 	} {
-		objs, refused := object.Decode("x.yaml", []byte(tc.yaml))
-		if len(objs) != 0 || len(refused) != 1 {
-			t.Errorf("%s\ngot %d objects and %d refusals", tc.yaml, len(objs), len(refused))
-			continue
-		}
-		r := refused[0]
-		p := r.Problems[0]
-		if p.Path != tc.path || !strings.Contains(p.Reason, tc.reason) || r.Unsupported() != tc.unsupported {
-			t.Errorf("%s\ngot unsupported=%v %+v, want unsupported=%v at %q: %q", tc.yaml, r.Unsupported(), p, tc.unsupported, tc.path, tc.reason)
-		}
-		if p.Path != "" && p.Line == 0 && !strings.HasPrefix(p.Path, "kind") && !strings.HasPrefix(p.Path, "metadata") && p.Path != "spec" {
-			t.Errorf("%s\nno line for %s", tc.yaml, p.Path)
-		}
+		r.check(t)
+	}
+}
+
+func (want refusal) check(t *testing.T) {
+	t.Helper()
+	objs, refused := object.Decode("x.yaml", []byte(want.yaml))
+	if len(objs) != 0 || len(refused) != 1 {
+		t.Errorf("%s\ngot %d objects and %d refusals", want.yaml, len(objs), len(refused))
+		return
+	}
+	r := refused[0]
+	p := r.Problems[0]
+	if p.Path != want.path || !strings.Contains(p.Reason, want.reason) || r.Unsupported() != want.unsupported {
+		t.Errorf("%s\ngot unsupported=%v %+v, want unsupported=%v at %q: %q",
+			want.yaml, r.Unsupported(), p, want.unsupported, want.path, want.reason)
+	}
+	outside := p.Path == "" || p.Path == "spec" || strings.HasPrefix(p.Path, "kind") || strings.HasPrefix(p.Path, "metadata")
+	if !outside && p.Line == 0 {
+		t.Errorf("%s\nno line for %s", want.yaml, p.Path)
 	}
 }
 
