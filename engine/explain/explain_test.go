@@ -14,13 +14,7 @@ import (
 	"weir.dev/weir/engine/object"
 	"weir.dev/weir/engine/resolve"
 	"weir.dev/weir/engine/rule"
-	"weir.dev/weir/internal/deptest"
 )
-
-func TestImports(t *testing.T) {
-	deptest.OnlyImports(t, "fmt", "net/netip", "slices", "strings", "weir.dev/weir/engine/httprule",
-		"weir.dev/weir/engine/merge", "weir.dev/weir/engine/resolve", "weir.dev/weir/engine/rule")
-}
 
 // hash of the pod whose label id has the value.
 func hash(name string) rule.IdentityHash { return sha256.Sum256([]byte(name)) }

@@ -19,7 +19,6 @@ import (
 	"weir.dev/weir/engine/object"
 	"weir.dev/weir/engine/resolve"
 	"weir.dev/weir/engine/rule"
-	"weir.dev/weir/internal/deptest"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write what came out into the golden files")
@@ -31,11 +30,6 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	os.Exit(m.Run())
-}
-
-func TestImports(t *testing.T) {
-	deptest.OnlyImports(t, "cmp", "errors", "fmt", "maps", "net/netip", "slices", "strconv", "strings",
-		"weir.dev/weir/engine/object", "weir.dev/weir/engine/rule")
 }
 
 // TestGolden resolves the objects of each file in testdata for a node that has

@@ -8,12 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"weir.dev/weir/engine/rule"
-	"weir.dev/weir/internal/deptest"
 )
-
-func TestImports(t *testing.T) {
-	deptest.OnlyImports(t, "bytes", "cmp", "crypto/sha256", "encoding/hex", "net/netip", "slices", "strconv")
-}
 
 func drawText(t *rapid.T, label string) *string {
 	s := rapid.SampledFrom([]string{"", "GET", "a\" path=\"b", "\n", "é"}).Draw(t, label)
