@@ -214,6 +214,10 @@ func (l *Loop) round(ctx context.Context, r *request) error {
 	l.subscribe()
 	policy, index, subjects := l.policy, l.index, l.subjects
 	if r != nil {
+		// The client may have given up on one that was put in force after all.
+		if policy != nil && r.state.Before(policy.Position) {
+			return fmt.Errorf("%w: revision %d, have %d", policyclient.ErrOlder, r.state.Revision, policy.Revision)
+		}
 		var err error
 		if index, err = merge.New(r.state.Policy); err != nil {
 			return fmt.Errorf("index policy revision %d: %w", r.state.Revision, err)

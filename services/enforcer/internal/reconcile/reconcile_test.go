@@ -33,7 +33,8 @@ var limits = plan.Limits{
 type world struct {
 	mu         sync.Mutex
 	log        []string
-	complete   bool // addresses
+	complete   bool          // addresses
+	asked      chan struct{} // capacity 1: for addresses that are not complete
 	proxyErr   error
 	subscribed []rule.IdentityHash
 	broken     bool // the kernel refuses to flip
@@ -51,9 +52,25 @@ func (w *world) said() string {
 	return strings.Join(w.log, ", ")
 }
 
+// awaitRecords returns when the loop has asked for records in vain.
+func (w *world) awaitRecords(t *testing.T) {
+	t.Helper()
+	select {
+	case <-w.asked:
+	case <-time.After(5 * time.Second):
+		t.Fatal("nobody asked for address records")
+	}
+}
+
 func (w *world) Records() (map[netip.Addr]desired.Record, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.complete {
+		select {
+		case w.asked <- struct{}{}:
+		default:
+		}
+	}
 	return map[netip.Addr]desired.Record{
 		addr("10.1.0.9"): {Addr: addr("10.1.0.9"), PodUID: "peer", Identity: hash("peer"), Entered: desired.Position{Generation: 1, Revision: 5}},
 	}, w.complete
@@ -109,7 +126,7 @@ func id(s string) rule.ID                 { return rule.NewID([]byte(s)) }
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	w := &world{complete: true}
+	w := &world{complete: true, asked: make(chan struct{}, 1)}
 	f := &fixture{world: w, model: plan.NewModel(2)}
 	var err error
 	f.registry, err = endpoint.Load(filepath.Join(t.TempDir(), "endpoints.json"), func() { f.loop.Changed() })
@@ -248,6 +265,32 @@ func TestWhatCannotBePutInForceIsRefusedAndTheOldStays(t *testing.T) {
 	f.mu.Unlock()
 	if err := f.loop.Apply(t.Context(), policy(12, "/c")); err != nil {
 		t.Errorf("again: %v", err)
+	}
+}
+
+// S5: a state that the client gave up on may be in force all the same; an older
+// one must not follow it.
+func TestS5OlderStateIsRefusedWhateverTheClientBelieves(t *testing.T) {
+	f := start(t)
+	f.mu.Lock()
+	f.complete = false
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	given := make(chan error)
+	go func() { given <- f.loop.Apply(ctx, policy(20, "/a")) }()
+	f.awaitRecords(t)
+	cancel()
+	if err := <-given; !errors.Is(err, context.Canceled) {
+		t.Fatalf("given up: %v", err)
+	}
+	older := make(chan error)
+	go func() { older <- f.loop.Apply(t.Context(), policy(19, "/b")) }()
+	f.mu.Lock()
+	f.complete = true
+	f.mu.Unlock()
+	f.loop.Changed()
+	if err := <-older; !errors.Is(err, policyclient.ErrOlder) || f.loop.Current().At.Revision != 20 {
+		t.Errorf("an older state: %v, and revision %d is in force", err, f.loop.Current().At.Revision)
 	}
 }
 
