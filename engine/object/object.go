@@ -243,9 +243,13 @@ func decodeTree(file string, t *tree) (*Object, *Refusal) {
 	o := &Object{APIVersion: h.apiVersion, Kind: h.kind, Namespace: h.namespace, Name: h.name, Source: src, JSON: text}
 	if isPolicy(h) {
 		o.Lines = t.lines()
-		p, err := DecodePolicyJSON(text, file, src.Line, o.Lines)
-		if err != nil {
-			return nil, err
+		p, refusal := DecodePolicyJSON(text, file, src.Line, o.Lines)
+		if refusal != nil {
+			return nil, refusal
+		}
+		if size := o.size(); size > maxEntry {
+			return nil, &Refusal{APIVersion: h.apiVersion, Kind: h.kind, Namespace: p.Origin.Namespace, Name: h.name, Source: src,
+				Problems: []Problem{{Reason: fmt.Sprintf("policy has %d bytes with its field paths, more than %d: split it", size, maxEntry)}}}
 		}
 		o.Namespace, o.Value = p.Origin.Namespace, p
 		return o, nil
@@ -254,6 +258,18 @@ func decodeTree(file string, t *tree) (*Object, *Refusal) {
 		return nil, r
 	}
 	return o, nil
+}
+
+// maxEntry is how large a policy may be with its lines: what the state log can
+// take as one value, with room for what is beside them.
+const maxEntry = 3 << 20
+
+func (o *Object) size() int {
+	n := len(o.JSON)
+	for path := range o.Lines {
+		n += len(path) + 10 // line number and framing
+	}
+	return n
 }
 
 // isPolicy tells whether an object is a policy, or something like one that must

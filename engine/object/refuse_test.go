@@ -252,4 +252,8 @@ func TestPolicyHasABound(t *testing.T) {
 	if r == nil || !strings.Contains(r.Error(), "split it") {
 		t.Errorf("got %v", r)
 	}
+	_, refused := object.Decode("x.yaml", []byte(in(strings.Repeat("{fromEndpoints: ["+strings.Repeat("{}, ", 1000)+"]}, ", 100))))
+	if len(refused) != 1 || !strings.Contains(refused[0].Error(), "with its field paths") {
+		t.Errorf("got %d refusals", len(refused))
+	}
 }
