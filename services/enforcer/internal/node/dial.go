@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -75,6 +77,19 @@ func dialAny(tlsDir string, to tlsconf.Role, addresses []string) (conn *grpc.Cli
 func dialUnix(path string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+}
+
+// instance is the inode of a socket: a process that starts makes its own. Zero:
+// it is not there.
+func instance(socket string) uint64 {
+	st, err := os.Stat(socket)
+	if err != nil {
+		return 0
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return sys.Ino
+	}
+	return 0
 }
 
 // whereabouts follows which replica a connection leads to. It implements

@@ -186,7 +186,8 @@ func (e *enforcer) know(context.Context) (err error) {
 	e.addresses = addressclient.New(addressclient.Config{Identities: e.identities, Changed: changed, Record: e.relabel, Log: e.log})
 	e.translator = flow.NewTranslator(e.Node, e.addresses, e.registry)
 	e.proxy = proxyclient.New(proxyclient.Config{
-		Dial: func() (*grpc.ClientConn, error) { return dialUnix(e.ProxySocket) }, Log: e.log,
+		Dial:     func() (*grpc.ClientConn, error) { return dialUnix(e.ProxySocket) },
+		Instance: func() uint64 { return instance(e.ProxySocket) }, Log: e.log,
 		Verdict: func(v *l7proxyv1.RequestVerdict) {
 			f := e.translator.Request(v)
 			e.metrics.Request(f)

@@ -30,39 +30,47 @@ var ErrAway = errors.New("the HTTP proxy is away")
 
 // Config is what a Client needs. All fields are required.
 type Config struct {
-	Dial    func() (*grpc.ClientConn, error)
-	Verdict func(*l7proxyv1.RequestVerdict)
-	Lost    func(uint64) // verdicts that the proxy could not send
-	Log     *slog.Logger
+	Dial func() (*grpc.ClientConn, error)
+	// Instance tells which proxy Dial leads to now: another number is another
+	// one. Zero: none.
+	Instance func() uint64
+	Verdict  func(*l7proxyv1.RequestVerdict)
+	Lost     func(uint64) // verdicts that a proxy could not send
+	Log      *slog.Logger
 }
 
 // Client is made by New.
 type Client struct {
 	cfg  Config
-	kept chan struct{} // capacity 1: the proxy may forget
+	kept chan struct{} // capacity 1: the proxies may forget
 
-	// calls lets one SetRuleSets at a time reach the proxy, so that an old list
+	// calls lets one SetRuleSets at a time reach the proxies, so that an old list
 	// never overtakes a newer one.
 	calls sync.Mutex
 
 	mu    sync.Mutex
 	known map[rule.Verdict]desired.RuleSet
 	// whole is set by the first Keep: before it the kernel may name rule sets of
-	// the last run, which only the proxy knows.
+	// the last run, which only a proxy knows.
 	whole bool
-	proxy l7proxyv1.ProxyServiceClient // nil: away, or it has not learned all yet
+	// taught are the proxies that judge by what is known: one, or while it is
+	// replaced its successor too.
+	taught map[*session]bool
 }
 
 // New makes a Client that is not connected.
 func New(cfg Config) *Client {
-	return &Client{cfg: cfg, kept: make(chan struct{}, 1), known: map[rule.Verdict]desired.RuleSet{}}
+	return &Client{
+		cfg: cfg, kept: make(chan struct{}, 1),
+		known: map[rule.Verdict]desired.RuleSet{}, taught: map[*session]bool{},
+	}
 }
 
 // Connected says whether a proxy is there that judges by all known rule sets.
 func (c *Client) Connected() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.proxy != nil
+	return len(c.taught) > 0
 }
 
 // Learn returns when the proxy judges by sets too. If it is away, that is
@@ -78,23 +86,24 @@ func (c *Client) Learn(ctx context.Context, sets []desired.RuleSet) error {
 			req.RuleSets = append(req.RuleSets, numbered(s))
 		}
 	}
-	proxy, needed := c.proxy, len(c.known) > 0
+	taught, needed := slices.Collect(maps.Keys(c.taught)), len(c.known) > 0
 	c.mu.Unlock()
 	switch {
-	case proxy == nil && needed:
+	case len(taught) == 0 && needed:
 		return ErrAway
-	case proxy == nil || len(req.RuleSets) == 0:
+	case len(req.RuleSets) == 0:
 		return nil
 	}
-	if _, err := proxy.SetRuleSets(ctx, req); err != nil {
-		// What it has is not certain any more: it must learn all anew.
-		c.mu.Lock()
-		c.proxy = nil
-		c.mu.Unlock()
-		c.wake()
-		return fmt.Errorf("send rule sets to the proxy: %w", err)
+	var errs []error
+	for _, s := range taught {
+		if _, err := s.proxy.SetRuleSets(ctx, req); err != nil {
+			// What it has is not certain any more: it must learn all anew.
+			c.forget(s)
+			s.end()
+			errs = append(errs, fmt.Errorf("send rule sets to the proxy: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Keep forgets all rule sets but these. It does not wait for the proxy.
@@ -107,71 +116,109 @@ func (c *Client) Keep(sets []desired.RuleSet) {
 	fewer := len(keep) < len(c.known) || !c.whole
 	c.known, c.whole = keep, true
 	c.mu.Unlock()
-	if fewer {
-		c.wake()
+	if !fewer {
+		return
 	}
-}
-
-func (c *Client) wake() {
 	select {
 	case c.kept <- struct{}{}:
 	default:
 	}
 }
 
-// Run keeps the proxy connected until ctx ends.
+func (c *Client) forget(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.taught, s)
+}
+
+// look is how often Run looks whether another proxy is there.
+const look = 100 * time.Millisecond
+
+// Run keeps the proxy connected until ctx ends, and its successor beside it.
 func (c *Client) Run(ctx context.Context) error {
-	const least, most = 50 * time.Millisecond, time.Second
-	pause := least
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	ended := make(chan uint64)
+	live := map[uint64]bool{}
+	defer func() {
+		for len(live) > 0 {
+			delete(live, <-ended)
+		}
+	}()
 	for {
-		was, err := c.session(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if instance := c.cfg.Instance(); instance != 0 && !live[instance] {
+			live[instance] = true
+			go func() {
+				c.serve(ctx, instance)
+				ended <- instance
+			}()
 		}
-		if was {
-			c.cfg.Log.Warn("proxy disconnected", logkey.Error, err)
-			pause = least
-		}
-		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return nil
-		case <-t.C:
+		case instance := <-ended:
+			delete(live, instance)
+			// A socket without a process is looked at again with the next tick.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		case <-c.kept:
+			c.teachAll(ctx)
+		case <-tick.C:
 		}
-		pause = min(2*pause, most)
 	}
 }
 
-// session is one connection's life. It reports whether the proxy was there.
-func (c *Client) session(ctx context.Context) (was bool, err error) {
+// teachAll sends the list to all again: it got shorter. A connection on which
+// that fails ends.
+func (c *Client) teachAll(ctx context.Context) {
+	c.mu.Lock()
+	taught := slices.Collect(maps.Keys(c.taught))
+	c.mu.Unlock()
+	for _, s := range taught {
+		if err := c.teach(ctx, s); err != nil {
+			c.forget(s)
+			s.end()
+		}
+	}
+}
+
+// session is one connection to one proxy.
+type session struct {
+	proxy l7proxyv1.ProxyServiceClient
+	end   context.CancelFunc
+}
+
+// serve is one connection's life.
+func (c *Client) serve(ctx context.Context, instance uint64) {
 	conn, err := c.cfg.Dial()
 	if err != nil {
-		return false, err
+		c.cfg.Log.Error("proxy not connected", logkey.Error, err)
+		return
 	}
 	defer conn.Close()
-	proxy := l7proxyv1.NewProxyServiceClient(conn)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := c.teach(ctx, proxy); err != nil {
-		return false, err
+	s := &session{l7proxyv1.NewProxyServiceClient(conn), cancel}
+	if _, err := s.proxy.GetStatus(ctx, &l7proxyv1.GetStatusRequest{}); err != nil || c.cfg.Instance() != instance {
+		return // not there yet, or replaced just now
 	}
+	if err := c.teach(ctx, s); err != nil {
+		return
+	}
+	defer c.forget(s)
 	c.cfg.Log.Info("proxy connected")
-	defer func() {
-		c.mu.Lock()
-		c.proxy = nil
-		c.mu.Unlock()
-	}()
-	var keeper sync.WaitGroup
-	keeper.Go(func() { c.teachOn(ctx, cancel, proxy) })
-	defer keeper.Wait()
-	defer cancel()
-	return true, c.watch(ctx, proxy)
+	err = c.watch(ctx, s.proxy)
+	if ctx.Err() == nil {
+		c.cfg.Log.Warn("proxy disconnected", logkey.Error, err)
+	}
 }
 
-// teach makes the proxy judge by what is known, and by nothing else once that is
+// teach makes a proxy judge by what is known, and by nothing else once that is
 // whole; then it takes the proxy for connected.
-func (c *Client) teach(ctx context.Context, proxy l7proxyv1.ProxyServiceClient) error {
+func (c *Client) teach(ctx context.Context, s *session) error {
 	c.calls.Lock()
 	defer c.calls.Unlock()
 	c.mu.Lock()
@@ -180,29 +227,13 @@ func (c *Client) teach(ctx context.Context, proxy l7proxyv1.ProxyServiceClient) 
 		req.RuleSets = append(req.RuleSets, numbered(c.known[n]))
 	}
 	c.mu.Unlock()
-	if _, err := proxy.SetRuleSets(ctx, req); err != nil {
+	if _, err := s.proxy.SetRuleSets(ctx, req); err != nil {
 		return fmt.Errorf("send all rule sets to the proxy: %w", err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.proxy = proxy
+	c.taught[s] = true
 	return nil
-}
-
-// teachOn sends the list again whenever it got shorter or is in doubt. If that
-// fails the connection ends.
-func (c *Client) teachOn(ctx context.Context, end context.CancelFunc, proxy l7proxyv1.ProxyServiceClient) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.kept:
-		}
-		if err := c.teach(ctx, proxy); err != nil {
-			end()
-			return
-		}
-	}
 }
 
 func (c *Client) watch(ctx context.Context, proxy l7proxyv1.ProxyServiceClient) error {

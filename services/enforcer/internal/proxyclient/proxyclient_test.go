@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -43,6 +44,10 @@ func (p *proxy) SetRuleSets(_ context.Context, r *l7proxyv1.SetRuleSetsRequest) 
 	}
 	p.set <- slices.Sorted(maps.Keys(p.knows))
 	return &l7proxyv1.SetRuleSetsResponse{}, nil
+}
+
+func (p *proxy) GetStatus(context.Context, *l7proxyv1.GetStatusRequest) (*l7proxyv1.GetStatusResponse, error) {
+	return &l7proxyv1.GetStatusResponse{}, nil
 }
 
 func (p *proxy) WatchRequests(_ *l7proxyv1.WatchRequestsRequest, s grpc.ServerStreamingServer[l7proxyv1.WatchRequestsResponse]) error {
@@ -91,7 +96,7 @@ func TestProxyLearnsAllBeforeItIsUsed(t *testing.T) {
 	defer stop()
 	var verdicts = make(chan *l7proxyv1.RequestVerdict)
 	c := proxyclient.New(proxyclient.Config{
-		Dial: dial, Verdict: func(v *l7proxyv1.RequestVerdict) { verdicts <- v },
+		Dial: dial, Instance: func() uint64 { return 1 }, Verdict: func(v *l7proxyv1.RequestVerdict) { verdicts <- v },
 		Lost: func(uint64) {}, Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -125,5 +130,62 @@ func TestProxyLearnsAllBeforeItIsUsed(t *testing.T) {
 	want("forgot the rest", 4)
 	if err := c.Learn(ctx, sets(4)); err != nil || len(p.set) > 0 {
 		t.Errorf("nothing new to learn: %v, and %d calls", err, len(p.set))
+	}
+}
+
+// A successor is taught beside the proxy that it replaces: it accepts only then,
+// and the old one serves its connections to their end.
+func TestSuccessorIsTaughtBesideTheOld(t *testing.T) {
+	proxies := []*proxy{
+		{set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)},
+		{set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)},
+	}
+	var dials []func() (*grpc.ClientConn, error)
+	var stops []func()
+	for _, p := range proxies {
+		dial, stop := start(t, p)
+		dials, stops = append(dials, dial), append(stops, stop)
+	}
+	defer stops[1]()
+	var now atomic.Uint64
+	now.Store(1)
+	verdicts := make(chan *l7proxyv1.RequestVerdict)
+	c := proxyclient.New(proxyclient.Config{
+		Dial:     func() (*grpc.ClientConn, error) { return dials[now.Load()-1]() },
+		Instance: now.Load, Verdict: func(v *l7proxyv1.RequestVerdict) { verdicts <- v },
+		Lost: func(uint64) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-proxies[0].set
+	proxies[0].send <- &l7proxyv1.WatchRequestsResponse{Verdicts: []*l7proxyv1.RequestVerdict{{}}}
+	<-verdicts // so it is connected
+	c.Keep(sets())
+	<-proxies[0].set
+	now.Store(2)
+	<-proxies[1].set
+	proxies[1].send <- &l7proxyv1.WatchRequestsResponse{Verdicts: []*l7proxyv1.RequestVerdict{{}}}
+	<-verdicts
+	if err := c.Learn(ctx, sets(5)); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range proxies {
+		if got := <-p.set; !slices.Equal(got, []uint32{5}) {
+			t.Errorf("proxy %d knows %v, want 5", i, got)
+		}
+	}
+	stops[0]()
+	for c.Learn(ctx, sets(5, 6)) != nil {
+		// until the old one's end has been noticed
+	}
+	if got := <-proxies[1].set; !slices.Contains(got, 6) || !c.Connected() {
+		t.Errorf("with the old one gone the new one knows %v", got)
 	}
 }
