@@ -4,7 +4,7 @@ package plan
 // endpoints, then what no packet can see any more. Every single write takes the
 // flows that see it from the old verdict to the new one. The word moves only if
 // an address that was judged means something else now.
-func (t *transition) light() []Op {
+func (t *transition) light() ([]Op, error) {
 	var ops, later []Op
 	moved := false
 	for _, c := range t.pairs {
@@ -59,7 +59,7 @@ func (t *transition) light() []Op {
 	if moved || len(later) > 0 {
 		ops = append(ops, Wait{})
 	}
-	return append(ops, later...)
+	return append(ops, later...), nil
 }
 
 // endpointsShrunk takes from endpoints the addresses that they lose.

@@ -18,6 +18,7 @@ type Planner struct {
 	realized State
 	ranges   *extents[Range]
 	backends *extents[Backend]
+	ghosts   ghosts
 }
 
 // Result says what Apply did.
@@ -55,7 +56,7 @@ func (p *Planner) Adopt(ctx context.Context) error {
 	if err := Do(ctx, p.target, im.restore()); err != nil {
 		return fmt.Errorf("rebuild the resting side: %w", err)
 	}
-	p.word, p.realized, p.known = im.Word+1, s, true
+	p.word, p.realized, p.ghosts, p.known = im.Word+1, s, ghosts{}, true
 	return nil
 }
 
@@ -97,6 +98,7 @@ func (p *Planner) Apply(ctx context.Context, desired State) (Result, error) {
 			res.Writes++
 		}
 	}
+	p.ghosts = p.ghosts.after(ops, &p.realized)
 	p.word, p.realized = res.Word, desired
 	return res, nil
 }
@@ -119,10 +121,15 @@ func (p *Planner) plan(desired State) ([]Op, error) {
 		p.known = false // some places were taken
 		return nil, err
 	}
+	ops := t.light
 	if t.loud() {
-		return t.full()
+		ops = t.full
 	}
-	return t.light(), nil
+	list, err := ops()
+	if err == nil && p.ghosts.see(list, t.live) {
+		list = append([]Op{Wait{}}, list...)
+	}
+	return list, err
 }
 
 // place finds places for new port maps and backends. If those that are free

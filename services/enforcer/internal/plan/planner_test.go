@@ -158,3 +158,53 @@ func wantBothSides(t tester, m *plan.Model, s plan.State) {
 		}
 	}
 }
+
+// TestSlowPacketsAreOldOrNew holds the grace periods: a packet that began before
+// some writes and ends after them, with no grace period between, is judged by
+// one of the states that were in force meanwhile.
+func TestSlowPacketsAreOldOrNew(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	packets := world.Packets()
+	type moment struct {
+		image *plan.Image
+		plan  int // under way
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		states := []plan.State{world.State(t)}
+		m, p := realize(t, states[0])
+		settled, _ := m.Read(t.Context())
+		window := []moment{{settled, 0}} // since the last grace period
+		var verdictsOf [][]rule.Verdict
+		remember := func(s plan.State) {
+			goal, _ := realize(t, s)
+			verdictsOf = append(verdictsOf, verdicts(goal.Model, packets))
+		}
+		remember(states[0])
+		for n := 1; n <= 4; n++ {
+			to := world.Change(t, states[n-1])
+			states = append(states, to)
+			remember(to)
+			m.after = func(_ int, op plan.Op) {
+				now, _ := m.Read(t.Context())
+				if _, waited := op.(plan.Wait); waited {
+					window = nil
+				}
+				window = append(window, moment{now, n})
+				began := window[rapid.IntRange(0, len(window)-1).Draw(t, "began")]
+				for i, packet := range packets {
+					got := plan.JudgeAcross(began.image, now, packet).Verdict
+					ok := got == rule.Denied && began.image.Endpoints[packet.Ifindex].ID != now.Endpoints[packet.Ifindex].ID
+					for k := max(began.plan-1, 0); k <= n; k++ {
+						ok = ok || got == verdictsOf[k][i] || got == rule.Denied && plantest.Replaced(states[max(k-1, 0)], states[k], packet.Ifindex)
+					}
+					if !ok {
+						t.Fatalf("%+v began in plan %d and is judged %d after %T%+v of plan %d", packet, began.plan, got, op, op, n)
+					}
+				}
+			}
+			if _, err := p.Apply(t.Context(), to); err != nil {
+				t.Fatalf("apply: %v", err)
+			}
+		}
+	})
+}
