@@ -32,7 +32,7 @@ static __noinline int deny(struct __sk_buff *skb, struct judgement *j, enum weir
 		return tell_drop(j, reason);
 	flags = j->ct->flags;
 	if (!(flags & reset) && is_bare_reset(skb, &j->packet)) {
-		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED | reset);
+		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED | WEIR_CT_RST | reset);
 		count(WEIR_REASON_NONE, j->slot == WEIR_SLOT_INGRESS);
 		return pass(j, flags & ct_proxied_flag(j->slot));
 	}

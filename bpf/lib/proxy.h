@@ -44,6 +44,11 @@ static __always_inline int from_proxy(struct __sk_buff *skb, __u32 slot)
 	int err;
 
 	err = parse(skb, &j.packet);
+	if (!err && is_neighbour_discovery(&j.packet)) {
+		/* The stack's own, on a link that has no neighbours: no news. */
+		count(WEIR_REASON_NOT_PROXIED, slot);
+		return TCX_DROP;
+	}
 	if (err || j.packet.protocol != IPPROTO_TCP ||
 	    j.packet.flags & (PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT))
 		return tell_drop(&j, WEIR_REASON_NOT_PROXIED);

@@ -107,6 +107,9 @@ func TestReset(t *testing.T) {
 	l.want("a reset with data", l.toPod(1, loud), drop, datapath.ReasonNoRule)
 	l.want("a reset from B", l.fromPod(1, f.back().with(rst)), next, 0)
 	l.want("another", l.fromPod(1, f.back().with(rst)), drop, datapath.ReasonNoRule)
+	if ct, _ := l.ct(f); ct.Flags&datapath.CTRST == 0 {
+		t.Errorf("flags %#x do not say that the flow is over", ct.Flags)
+	}
 
 	unknown := aToB(22).with(rst)
 	unknown.sport = 50000
