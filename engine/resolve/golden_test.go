@@ -26,7 +26,7 @@ var rewrite = flag.Bool("rewrite", false, "write what came out into the golden f
 // TestMain asks each property more often than rapid's default, unless a flag
 // says how often.
 func TestMain(m *testing.M) {
-	if err := flag.Set("rapid.checks", "500"); err != nil {
+	if err := flag.Set("rapid.checks", "300"); err != nil {
 		panic(err)
 	}
 	os.Exit(m.Run())
