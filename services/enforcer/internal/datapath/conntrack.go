@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -108,8 +109,30 @@ func (d *Datapath) Collect(ctx context.Context) (tcp, other int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	other, err = d.forget(ctx, bpf.MapCtAny, expired)
-	return tcp, other, err
+	if other, err = d.forget(ctx, bpf.MapCtAny, expired); err != nil {
+		return 0, 0, err
+	}
+	d.held.Store(&[2]int{tcp, other})
+	return tcp, other, nil
+}
+
+// Held is how full a conntrack map was when it was last collected from.
+type Held struct {
+	Map               string // without weir_
+	Entries, Capacity int
+}
+
+// Conntrack tells how full the conntrack maps are.
+func (d *Datapath) Conntrack() []Held {
+	var n [2]int
+	if held := d.held.Load(); held != nil {
+		n = *held
+	}
+	var list []Held
+	for i, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
+		list = append(list, Held{strings.TrimPrefix(name, "weir_"), n[i], int(d.Map(name).MaxEntries())})
+	}
+	return list
 }
 
 func lifetime(protocol uint8, v bpf.WeirCt) time.Duration {

@@ -113,6 +113,9 @@ func TestRoomIsGivenBack(t *testing.T) {
 	if left != flows/5 || freed != flows-flows/5 {
 		t.Errorf("%d flows are left and %d were given back, want %d and %d", left, freed, flows/5, flows-flows/5)
 	}
+	if diff := cmp.Diff(Held{"ct_tcp", flows / 5, 16384}, d.Conntrack()[0]); diff != "" {
+		t.Errorf("held (-want +got):\n%s", diff)
+	}
 	if err := d.Purge(0); err != nil {
 		t.Fatal(err)
 	}

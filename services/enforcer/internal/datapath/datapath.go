@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -54,6 +55,8 @@ type Datapath struct {
 	mu     sync.Mutex
 	links  map[linkKey]link.Link
 	closed bool
+
+	held atomic.Pointer[[2]int] // flows in weir_ct_tcp and weir_ct_any
 
 	quota sync.Mutex // weir_quota_freed is read and written under it
 }

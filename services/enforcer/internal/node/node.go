@@ -239,7 +239,7 @@ func (e *enforcer) inForce(c reconcile.Change) {
 func (e *enforcer) offer(context.Context) (err error) {
 	sources := server.Sources{
 		Node: e.Node, Version: e.Server.Version, Started: e.started, Policy: e.policy.Status, MovePolicy: e.policy.Move,
-		Current: e.loop.Current, Endpoints: e.registry, Counters: e.kernel.Counters, Lost: e.kernel.Lost,
+		Current: e.loop.Current, Endpoints: e.registry, Counters: e.kernel.Counters, Lost: e.kernel.Lost, Conntrack: e.kernel.Conntrack,
 		IdentityReplica: e.identityAt.Replica, NATSConnected: e.nats.IsConnected, ProxyConnected: e.proxy.Connected,
 		AddressSequence: e.addresses.Sequence, Word: e.kernel.Word,
 	}

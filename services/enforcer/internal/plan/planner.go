@@ -26,6 +26,8 @@ type Result struct {
 	Writes int    // map entries written
 	Moved  bool   // the word moved: flows are judged anew
 	Word   uint64 // now in force
+	// Entries of a side's weir_ranges and weir_backends that are in use.
+	Ranges, Backends int
 }
 
 // NewPlanner returns a planner for maps of the given sizes. Call Adopt next.
@@ -66,11 +68,6 @@ func (p *Planner) Realized() State { return p.realized }
 // Word returns the word in force.
 func (p *Planner) Word() uint64 { return p.word }
 
-// RangesUsed and BackendsUsed are entries of a side's weir_ranges and
-// weir_backends that are in use.
-func (p *Planner) RangesUsed() int   { return p.ranges.used() }
-func (p *Planner) BackendsUsed() int { return p.backends.used() }
-
 // Apply makes the target say what desired says. After an error the maps show
 // the old state or the new one to each packet; call Apply again: it begins by
 // reading them.
@@ -100,6 +97,7 @@ func (p *Planner) Apply(ctx context.Context, desired State) (Result, error) {
 	}
 	p.ghosts = p.ghosts.after(ops, &p.realized)
 	p.word, p.realized = res.Word, desired
+	res.Ranges, res.Backends = p.ranges.used(), p.backends.used()
 	return res, nil
 }
 

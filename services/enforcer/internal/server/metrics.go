@@ -155,8 +155,13 @@ func (c *collector) collectKernel(ch chan<- prometheus.Metric, counter func(*pro
 
 func (c *collector) collectFill(gauge func(*prometheus.Desc, float64, ...string)) {
 	var s plan.State
+	var r plan.Result
 	if now := c.Current(); now != nil {
-		s = now.State
+		s, r = now.State, now.Result
+	}
+	for _, m := range c.Conntrack() {
+		gauge(c.entries, float64(m.Entries), m.Map)
+		gauge(c.capacity, float64(m.Capacity), m.Map)
 	}
 	for _, m := range []struct {
 		name           string
@@ -167,6 +172,8 @@ func (c *collector) collectFill(gauge func(*prometheus.Desc, float64, ...string)
 		{"prefixes", len(s.Prefixes), c.limits.Prefixes},
 		{"classes", len(s.Classes), c.limits.Peers},
 		{"cells", 2 * len(s.Cells), c.limits.Cells},
+		{"ranges", 2 * r.Ranges, 2 * c.limits.Ranges},
+		{"backends", 2 * r.Backends, 2 * c.limits.Backends},
 		{"services", 2 * len(s.Services), c.limits.Services},
 		{"backend_sets", len(s.Pairs), c.limits.Pairs},
 	} {

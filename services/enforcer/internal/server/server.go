@@ -37,6 +37,7 @@ type Sources struct {
 	Endpoints     *endpoint.Registry
 	Counters      func() ([]datapath.Count, error)
 	Lost          func() (drops, flows uint64, err error)
+	Conntrack     func() []datapath.Held
 	// Replica of weir-identity that is connected to; empty: none.
 	IdentityReplica func() string
 	NATSConnected   func() bool
