@@ -48,12 +48,14 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Limits of look-ups: a pod that scans the cluster's ranges must not make one
-// for each address.
+// Limits of look-ups, of each endpoint: a pod that scans the cluster's ranges
+// must not make one for each address, nor use up what others need.
 const (
-	lookupsPerSecond = 50
-	lookupBurst      = 100
+	lookupsPerSecond = 20
+	lookupBurst      = 40
 	lookupTime       = 2 * time.Second
+	// maxWanted is how many may wait.
+	maxWanted = 256
 	// absentFor is how long the answer "no record" keeps from asking again.
 	absentFor = time.Second
 )
@@ -62,10 +64,10 @@ const (
 type Client struct {
 	cfg    Config
 	repair chan struct{} // capacity 1: a snapshot is needed
-	limit  *rate.Limiter
 
 	mu      sync.Mutex
 	store   *store
+	limits  map[uint32]*rate.Limiter // of look-ups, by endpoint
 	lookups map[netip.Addr]time.Time // under way (zero), or not again before
 	wanted  chan netip.Addr
 	written []time.Time // of records that came by messages since the last Records
@@ -79,8 +81,8 @@ const maxWritten = 10000
 func New(cfg Config) *Client {
 	return &Client{
 		cfg: cfg, store: newStore(), repair: make(chan struct{}, 1),
-		limit:   rate.NewLimiter(lookupsPerSecond, lookupBurst),
-		lookups: map[netip.Addr]time.Time{}, wanted: make(chan netip.Addr, lookupBurst),
+		limits: map[uint32]*rate.Limiter{}, lookups: map[netip.Addr]time.Time{},
+		wanted: make(chan netip.Addr, maxWanted),
 	}
 }
 

@@ -210,7 +210,7 @@ func TestWantedAddressIsLookedUpOnce(t *testing.T) {
 	<-changed // the snapshot
 	addr := netip.MustParseAddr("10.0.0.9")
 	for range 100 {
-		c.Want(addr)
+		c.Want(1, addr)
 	}
 	if got := <-r.lookups; got != "10.0.0.9" {
 		t.Errorf("looked up %s", got)
@@ -225,5 +225,23 @@ func TestWantedAddressIsLookedUpOnce(t *testing.T) {
 	}
 	if len(c.wanted) != 0 {
 		t.Errorf("%d more look-ups of one address wait", len(c.wanted))
+	}
+}
+
+// S14: a pod that scans makes few look-ups, and leaves others theirs.
+func TestS14ScanIsLimitedByEndpoint(t *testing.T) {
+	c := client(&replica{})
+	addr := netip.MustParseAddr("10.0.0.0")
+	for range 10_000 {
+		addr = addr.Next()
+		c.Want(1, addr)
+	}
+	scanned := len(c.wanted)
+	if scanned > lookupBurst+lookupsPerSecond {
+		t.Errorf("a scan wants %d look-ups", scanned)
+	}
+	c.Want(2, netip.MustParseAddr("10.9.0.1"))
+	if len(c.wanted) != scanned+1 {
+		t.Error("another endpoint's look-up was not made")
 	}
 }

@@ -5,19 +5,21 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"weir.dev/weir/internal/logkey"
 	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 )
 
-// Want looks an address up that traffic waits for. It never blocks: a look-up
-// that is under way, was just answered with nothing, or is over the limit is
-// not made, and the next packet asks again.
-func (c *Client) Want(addr netip.Addr) {
+// Want looks an address up that an endpoint's traffic waits for. It never
+// blocks: a look-up that is under way, was just answered with nothing, or is
+// over the endpoint's limit is not made, and the next packet asks again.
+func (c *Client) Want(endpoint uint32, addr netip.Addr) {
 	now := time.Now()
 	c.mu.Lock()
 	until, known := c.lookups[addr]
 	busy := known && (until.IsZero() || now.Before(until))
-	if busy || !c.limit.AllowN(now, 1) {
+	if busy || !c.limiter(endpoint).AllowN(now, 1) {
 		c.mu.Unlock()
 		return
 	}
@@ -28,6 +30,21 @@ func (c *Client) Want(addr netip.Addr) {
 	default:
 		c.done(addr, time.Time{}) // too many wait already
 	}
+}
+
+// limiter is an endpoint's; c.mu is held. IDs are not reused, so old ones are
+// forgotten together now and then.
+func (c *Client) limiter(endpoint uint32) *rate.Limiter {
+	const most = 1024
+	l := c.limits[endpoint]
+	if l == nil {
+		if len(c.limits) >= most {
+			c.limits = map[uint32]*rate.Limiter{}
+		}
+		l = rate.NewLimiter(lookupsPerSecond, lookupBurst)
+		c.limits[endpoint] = l
+	}
+	return l
 }
 
 // done ends a look-up; it is not made again before until.

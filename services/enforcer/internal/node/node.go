@@ -283,7 +283,7 @@ func (e *enforcer) followEvents(ctx context.Context) error {
 	return e.kernel.Events(ctx, func(v datapath.Event) {
 		if v.Drop && v.Reason == bpf.ReasonPending {
 			for _, a := range waitedFor(v, e.loop.Current()) {
-				e.addresses.Want(a)
+				e.addresses.Want(v.Endpoint, a)
 			}
 		}
 		e.ring.Add(e.translator.Event(v))
