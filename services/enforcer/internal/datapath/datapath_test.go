@@ -97,6 +97,9 @@ func TestStateIsReadBackAsWritten(t *testing.T) {
 	if diff := cmp.Diff(want, p.Realized(), stateOptions...); diff != "" {
 		t.Errorf("realized state (-want +got):\n%s", diff)
 	}
+	if res := apply(t, p, want); res.Writes != 0 || !res.Moved {
+		t.Errorf("the same state after adoption: %+v, want no write, and the word moved", res)
+	}
 	if res := apply(t, p, want); res.Writes != 0 || res.Moved {
 		t.Errorf("the same state again: %+v, want no write", res)
 	}

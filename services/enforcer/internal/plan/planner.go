@@ -14,6 +14,7 @@ type Planner struct {
 	// known is false before the first Adopt and after a failed Apply: the
 	// fields below say nothing then.
 	known    bool
+	adopted  bool // and no Apply since
 	word     uint64
 	realized State
 	ranges   *extents[Range]
@@ -24,7 +25,7 @@ type Planner struct {
 // Result says what Apply did.
 type Result struct {
 	Writes int    // map entries written
-	Moved  bool   // the word moved: flows are judged anew
+	Moved  bool   // the word moved, now or at adoption: flows are judged anew
 	Word   uint64 // now in force
 	// Entries of a side's weir_ranges and weir_backends that are in use.
 	Ranges, Backends int
@@ -58,7 +59,8 @@ func (p *Planner) Adopt(ctx context.Context) error {
 	if err := Do(ctx, p.target, im.restore()); err != nil {
 		return fmt.Errorf("rebuild the resting side: %w", err)
 	}
-	p.word, p.realized, p.ghosts, p.known = im.Word+1, s, ghosts{}, true
+	p.word, p.realized, p.ghosts = im.Word+1, s, ghosts{}
+	p.known, p.adopted = true, true
 	return nil
 }
 
@@ -85,7 +87,8 @@ func (p *Planner) Apply(ctx context.Context, desired State) (Result, error) {
 		p.known = false
 		return Result{}, fmt.Errorf("write the maps: %w", err)
 	}
-	res := Result{Word: p.word}
+	res := Result{Word: p.word, Moved: p.adopted}
+	p.adopted = false
 	for _, op := range ops {
 		switch op := op.(type) {
 		case Wait:

@@ -104,8 +104,12 @@ func TestP11KilledBeforeEachWrite(t *testing.T) {
 		if m.Image.Word == word {
 			t.Fatalf("the word did not move at adoption: flows of an address that changed its meaning go on")
 		}
-		if _, err := next.Apply(t.Context(), to); err != nil {
+		res, err := next.Apply(t.Context(), to)
+		if err != nil {
 			t.Fatalf("apply: %v", err)
+		}
+		if !res.Moved {
+			t.Fatalf("nobody learns that the word moved: connections that were forbidden before the death live on")
 		}
 		wantBothSides(t, m.Model, to)
 	})
