@@ -183,7 +183,9 @@ func (e *enforcer) know(context.Context) (err error) {
 	if e.registry, err = endpoint.Load(filepath.Join(e.RunDir, "endpoints.json"), changed); err != nil {
 		return err
 	}
-	e.addresses = addressclient.New(addressclient.Config{Identities: e.identities, Changed: changed, Record: e.relabel, Log: e.log})
+	e.addresses = addressclient.New(addressclient.Config{
+		Identities: e.identities, Changed: func() { e.loop.AddressesChanged() }, Record: e.relabel, Log: e.log,
+	})
 	e.translator = flow.NewTranslator(e.Node, e.addresses, e.registry)
 	e.proxy = proxyclient.New(proxyclient.Config{
 		Dial:     func() (*grpc.ClientConn, error) { return dialUnix(e.ProxySocket) },

@@ -84,6 +84,9 @@ type Config struct {
 	Log     *slog.Logger
 }
 
+// restFor bounds what address changes may take: a fifth of one processor.
+const restFor = 4
+
 // proxyWait is how long a change of verdicts waits for a proxy that is there.
 const proxyWait = 2 * time.Second
 
@@ -92,6 +95,7 @@ const proxyWait = 2 * time.Second
 type Loop struct {
 	cfg        Config
 	wake       chan struct{} // capacity 1
+	addresses  chan struct{} // capacity 1
 	policies   chan request
 	subscriber Subscriber
 	current    atomic.Pointer[Change]
@@ -114,16 +118,23 @@ type request struct {
 
 // New makes a Loop.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), policies: make(chan request)}
+	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), addresses: make(chan struct{}, 1), policies: make(chan request)}
 }
 
 // SetSubscriber is called once, before Run.
 func (l *Loop) SetSubscriber(s Subscriber) { l.subscriber = s }
 
-// Changed says that addresses or endpoints are not what they were.
-func (l *Loop) Changed() {
+// Changed says that endpoints or the node are not what they were.
+func (l *Loop) Changed() { poke(l.wake) }
+
+// AddressesChanged says that address records are not what they were. After a
+// change for their sake the loop rests for a multiple of the time it took,
+// unless something else changes: in a large cluster they change all the time.
+func (l *Loop) AddressesChanged() { poke(l.addresses) }
+
+func poke(c chan<- struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -163,21 +174,35 @@ func (l *Loop) Apply(ctx context.Context, s policyclient.State) error {
 func (l *Loop) Run(ctx context.Context) error {
 	retry := time.NewTicker(time.Second)
 	defer retry.Stop()
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	var addresses <-chan struct{} // nil while the loop rests from them
 	failed := false
 	for {
 		var r *request
+		forAddresses := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case x := <-l.policies:
 			r = &x
 		case <-l.wake:
+		case <-addresses:
+			forAddresses = true
+		case <-rest.C:
+			addresses = l.addresses
+			continue
 		case <-retry.C:
 			if !failed {
 				continue
 			}
 		}
+		began := time.Now()
 		err := l.round(ctx, r)
+		if forAddresses {
+			addresses = nil
+			rest.Reset(restFor * time.Since(began))
+		}
 		if errors.Is(err, errWaiting) && r != nil {
 			err = l.await(ctx, r)
 		}
@@ -202,6 +227,7 @@ func (l *Loop) await(ctx context.Context, r *request) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-l.wake:
+		case <-l.addresses:
 		}
 		if err := l.round(ctx, r); !errors.Is(err, errWaiting) {
 			return err

@@ -213,8 +213,9 @@ func TestChangeGoesThroughInOrder(t *testing.T) {
 	if err := f.loop.Apply(t.Context(), policy(11, "/b")); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := f.said(), "remember, learn, flip, cut, tell"; got != want {
-		t.Errorf("order: %s; want %s", got, want)
+	// A change of the endpoints may have come before it.
+	if got, want := f.said(), "remember, learn, flip, cut, tell"; !strings.HasSuffix(got, want) {
+		t.Errorf("order: %s; want %s at the end", got, want)
 	}
 	if second := f.verdict(); second == first {
 		t.Errorf("verdict is still rule set %d", second)
