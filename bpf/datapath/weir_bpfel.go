@@ -62,7 +62,7 @@ type weirWeirCt struct {
 	Neighbour [2][6]uint8
 	Owner     uint32
 	Busy      uint32
-	_         [4]byte
+	Tick      uint32
 }
 
 type weirWeirCtKey struct {

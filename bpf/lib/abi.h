@@ -175,9 +175,10 @@ struct weir_ct {
 	/* 1 while a slot is written; who finds it so does not write. Who copies
 	 * an entry into another map sets it to 0. */
 	__u32 busy;
+	__u32 tick; /* the programs' own: a cheaper clock, when last_seen was set */
 };
 _Static_assert(sizeof(struct weir_ct_key) == 40, "no hidden padding");
-_Static_assert(sizeof(struct weir_ct) == 72, "its end is padded");
+_Static_assert(sizeof(struct weir_ct) == 72, "no hidden padding");
 
 /* weir_quota_used: entries of weir_ct_tcp ever made for an endpoint, by its id;
  * only the programs write it. weir_quota_freed: entries removed; only user space

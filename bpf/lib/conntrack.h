@@ -68,14 +68,29 @@ static __always_inline __u32 coarse_seconds(void)
 	return (bpf_ktime_get_coarse_ns() >> 26) * 1125900 >> 24;
 }
 
+/* Moves about once a second, and costs next to nothing to read. */
+static __always_inline __u32 tick(void)
+{
+	return bpf_jiffies64() >> 8;
+}
+
+static __always_inline void ct_see(struct weir_ct *ct)
+{
+	__u32 now = tick();
+
+	if (ct->tick == now)
+		return;
+	ct->tick = now;
+	ct->last_seen = coarse_seconds();
+}
+
 /* Notes a packet of a flow that goes on. closes: its FIN and RST end the flow;
  * those of a proxied flow's leg to the network do not. */
 static __always_inline void ct_touch(const struct judgement *j, struct weir_ct *ct, bool closes)
 {
-	__u32 now = coarse_seconds(), flags = ct->flags, add = 0;
+	__u32 flags = ct->flags, add = 0;
 
-	if (ct->last_seen != now)
-		ct->last_seen = now;
+	ct_see(ct);
 	if (!ct_src_initiates(j, flags))
 		add |= WEIR_CT_SEEN_REPLY;
 	if (closes && j->packet.tcp_flags & TCP_FIN)
@@ -137,6 +152,7 @@ static __noinline bool ct_insert(struct __sk_buff *skb, const struct judgement *
 	struct weir_ct ct = {
 		.flags = flags,
 		.last_seen = coarse_seconds(),
+		.tick = tick(),
 	};
 	long err;
 
@@ -179,7 +195,7 @@ static __noinline bool ct_write(struct __sk_buff *skb, const struct judgement *j
 		if (set & (WEIR_CT_PROXIED_EGRESS | WEIR_CT_PROXIED_INGRESS))
 			load_neighbour(skb, j->to_pod, ct->neighbour[index]);
 		ct->endpoint[index] = j->endpoint_id;
-		ct->last_seen = coarse_seconds();
+		ct_see(ct);
 		slot->verdict = j->verdict;
 		slot->word = j->word;
 		slot->ifindex = j->ifindex;

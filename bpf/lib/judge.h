@@ -82,7 +82,7 @@ __noinline int resolve_addr(const struct weir_addr *addr, struct weir_peer_ref *
 
 	if (!addr || !ref)
 		return -WEIR_REASON_INTERNAL;
-	key.addr = *addr;
+	copy_words(&key.addr, addr, sizeof(key.addr));
 	found = bpf_map_lookup_elem(&weir_addresses, addr);
 	if (!found)
 		found = bpf_map_lookup_elem(&weir_prefixes, &key);

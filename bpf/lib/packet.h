@@ -71,6 +71,20 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "as addr_set_ipv4 supp
 
 #define MAX_HEADERS 1024 /* bytes of headers that may be read without a copy */
 
+/* A copy by words, where the compiler, told nothing of alignment, would go by
+ * bytes. Wherever programs are loaded, the kernel lets them do so. */
+static __always_inline void copy_words(void *to, const void *from, const __u32 len)
+{
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i + 4 <= len; i += 4)
+		*(__u32 *)(to + i) = *(const __u32 *)(from + i);
+#pragma unroll
+	for (; i < len; i++)
+		*(__u8 *)(to + i) = *(const __u8 *)(from + i);
+}
+
 /* Copies len bytes at offset; both are constants or small. From where the packet
  * begins that is a few loads, from farther away a call. */
 static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void *to,
@@ -79,7 +93,7 @@ static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
 	if (offset < MAX_HEADERS && data + offset + len <= end) {
-		__builtin_memcpy(to, data + offset, len);
+		copy_words(to, data + offset, len);
 		return 0;
 	}
 	return bpf_skb_load_bytes(skb, offset, to, len);

@@ -201,8 +201,10 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct judgement *
 /* A flow without connections that was silent for long begins anew. */
 static __always_inline bool expired(const struct judgement *j, const struct weir_ct *ct)
 {
-	return j->packet.protocol != IPPROTO_TCP && !(j->packet.flags & PACKET_ABOUT_FLOW) &&
-	       coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
+	if (j->packet.protocol == IPPROTO_TCP || j->packet.flags & PACKET_ABOUT_FLOW ||
+	    ct->tick == tick())
+		return false;
+	return coarse_seconds() - ct->last_seen > CT_ANY_TIMEOUT;
 }
 
 /* A hit: the slot was written on this interface, under this word. */

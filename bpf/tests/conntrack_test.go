@@ -214,6 +214,7 @@ func TestUDP(t *testing.T) {
 	key, _ := datapath.CtKey(src, dst, udp, 0)
 	ct, _ := l.ct(f)
 	ct.LastSeen -= 1000
+	ct.Tick--
 	l.put(datapath.MapCtAny, key, ct)
 	l.want("an answer long after", l.toPod(0, answer), drop, datapath.ReasonNoRule)
 }
