@@ -34,6 +34,7 @@ const (
 // rig is a client and a server joined by one node, under real programs. One of
 // them may be a stranger: not on this node as far as Weir knows.
 type rig struct {
+	node           *nodetest.Node
 	client, server *nodetest.Pod
 	stranger       *nodetest.Pod
 	egress         bool // the client's egress is judged, not the server's ingress
@@ -45,22 +46,29 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	n := nodetest.New(t)
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	r := &rig{client: n.Pod(t, "10.244.1.1", "fd00:244::1"), server: n.Pod(t, "10.244.1.2", "fd00:244::2")}
+	r := &rig{node: n, client: n.Pod(t, "10.244.1.1", "fd00:244::1"), server: n.Pod(t, "10.244.1.2", "fd00:244::2")}
+	r.open(t)
+	return r
+}
+
+// open begins an enforcer, which adopts what another left.
+func (r *rig) open(t *testing.T) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
 	var err error
-	r.kernel, err = datapath.Open(datapath.Config{BPFFS: n.BPFFS, Sizes: bpf.Sizes{
+	r.kernel, err = datapath.Open(datapath.Config{BPFFS: r.node.BPFFS, Sizes: bpf.Sizes{
 		Peers: 1024, Ranges: 1024, Backends: 64, Addresses: 1024, Prefixes: 64, Cells: 64, Services: 64, CtTCP: 4096, CtAny: 4096, RingBytes: 1 << 16,
 	}}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.kernel.Close() })
+	kernel := r.kernel
+	t.Cleanup(func() { _ = kernel.Close() })
 	r.planner = plan.NewPlanner(r.kernel.Limits(), r.kernel)
 	r.cutter = New(Config{Netns: func(endpoint uint32) string {
 		pods := map[uint32]*nodetest.Pod{clientID: r.client, serverID: r.server}
 		return fmt.Sprintf("/proc/self/fd/%d", pods[endpoint].NetNS())
 	}}, r.kernel, r.planner, log)
-	return r
 }
 
 // attach puts the programs on the pods of this node.
@@ -76,9 +84,8 @@ func (r *rig) attach(t *testing.T) {
 	}
 }
 
-// enforce lets the client reach two ports of the server with these verdicts.
-func (r *rig) enforce(t *testing.T, allowed, other rule.Verdict) {
-	t.Helper()
+// state lets the client reach two ports of the server with these verdicts.
+func (r *rig) state(allowed, other rule.Verdict) plan.State {
 	const tcp = uint32(rule.TCP) << 16
 	client := plan.Endpoint{ID: clientID, Egress: plan.RowOpen, Ingress: plan.RowOpen, Addrs: r.client.Addrs, PodMAC: r.client.PodMAC, HostMAC: r.client.HostMAC}
 	server := plan.Endpoint{ID: serverID, Egress: plan.RowOpen, Ingress: plan.RowOpen, Addrs: r.server.Addrs, PodMAC: r.server.PodMAC, HostMAC: r.server.HostMAC}
@@ -105,15 +112,27 @@ func (r *rig) enforce(t *testing.T, allowed, other rule.Verdict) {
 			s.Addresses[a] = plan.PeerRef{Peer: clientPeer}
 		}
 	}
-	res, err := r.planner.Apply(t.Context(), s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if res.Moved {
+	return s
+}
+
+// enforce takes the kernel to a state, and cuts.
+func (r *rig) enforce(t *testing.T, allowed, other rule.Verdict) {
+	t.Helper()
+	if r.apply(t, r.state(allowed, other)) {
 		if err := r.cutter.Cut(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// apply takes the kernel to a state, and tells whether the word moved.
+func (r *rig) apply(t *testing.T, s plan.State) bool {
+	t.Helper()
+	res, err := r.planner.Apply(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.Moved
 }
 
 // listen opens a listener in the server's namespace.
@@ -261,6 +280,23 @@ func TestP9BusyConnectionIsReset(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("client still writes")
 	}
+	wantReset(t, "server", c.server)
+}
+
+// TestP9EnforcerDiedBeforeItCut: the word has moved, and then nobody was there
+// to cut. The next enforcer has nothing to write, and cuts.
+func TestP9EnforcerDiedBeforeItCut(t *testing.T) {
+	r := newRig(t)
+	r.attach(t)
+	r.enforce(t, rule.Allowed, rule.Allowed)
+	c := r.connect(t, r.listen(t, "tcp", allowedPort), r.server.Addrs[0])
+	r.apply(t, r.state(rule.Denied, rule.Allowed))
+	if err := r.kernel.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open(t)
+	r.enforce(t, rule.Denied, rule.Allowed)
+	wantReset(t, "client", c.client)
 	wantReset(t, "server", c.server)
 }
 
