@@ -16,7 +16,7 @@ var ceilings = map[string]uint32{
 
 // Every program passes the verifier, and every name finds its part. The log has
 // the programs' sizes.
-func TestLoad(t *testing.T) {
+func TestInstructionCounts(t *testing.T) {
 	k := load(t, small)
 	for _, name := range datapath.Programs() {
 		p := k.Programs[name]
