@@ -310,7 +310,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer retry.Stop()
 	for {
 		if err := errors.Join(s.releaseAll(ctx), s.askLabels(ctx)); err != nil {
-			return err
+			s.log.Error("endpoints not written down", logkey.Error, err)
 		}
 		select {
 		case <-ctx.Done():

@@ -52,9 +52,9 @@ const (
 
 // run follows the node's addresses until ctx ends.
 func (r *registrar) run(ctx context.Context) error {
-	updates := make(chan netlink.AddrUpdate, 64)
-	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
-		return fmt.Errorf("follow the addresses of this node: %w", err)
+	updates, err := subscribeAddrs(ctx)
+	if err != nil {
+		return err
 	}
 	tick := time.NewTimer(0)
 	defer tick.Stop()
@@ -64,8 +64,10 @@ func (r *registrar) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case _, ok := <-updates:
-			if !ok && ctx.Err() == nil {
-				return fmt.Errorf("follow the addresses of this node: the kernel's notices ended")
+			if !ok { // too many came at once; ask anew, and compare all
+				if updates, err = subscribeAddrs(ctx); err != nil && ctx.Err() == nil {
+					return err
+				}
 			}
 		case <-tick.C:
 		}
@@ -85,6 +87,14 @@ func (r *registrar) run(ctx context.Context) error {
 		}
 		tick.Reset(next)
 	}
+}
+
+func subscribeAddrs(ctx context.Context) (<-chan netlink.AddrUpdate, error) {
+	updates := make(chan netlink.AddrUpdate, 64)
+	if err := netlink.AddrSubscribe(updates, ctx.Done()); err != nil {
+		return nil, fmt.Errorf("follow the addresses of this node: %w", err)
+	}
+	return updates, nil
 }
 
 // register tells the addresses that other nodes can see.
