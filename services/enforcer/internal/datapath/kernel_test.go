@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+	bpf "weir.dev/weir/bpf/datapath"
 	"weir.dev/weir/services/enforcer/internal/nodetest"
 	"weir.dev/weir/services/enforcer/internal/plan"
 	"weir.dev/weir/services/enforcer/internal/plan/plantest"
@@ -56,6 +57,48 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 		s := draw(seed, world.State)
 		apply(t, planner, s)
 		wantJudged(t, d, world.Packets(), s)
+	}
+}
+
+// TestEstablishedFlowsAreJudgedByTheLivePolicy: what conntrack remembers never
+// outlives the policy that allowed it, and whether a connection goes through the
+// proxy never changes.
+func TestEstablishedFlowsAreJudgedByTheLivePolicy(t *testing.T) {
+	_, d, world := pods(t)
+	planner := plan.NewPlanner(d.Limits(), d)
+	state := draw(100, world.State)
+	apply(t, planner, state)
+	established := 0
+	for seed := range 100 {
+		for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
+			if _, err := d.forget(t.Context(), name, func(bpf.WeirCtKey, bpf.WeirCt) bool { return true }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := map[plan.Packet]outcome{}
+		for _, p := range world.Packets() {
+			if got := probe(t, d, p); got != dropped {
+				began[p] = got
+			}
+		}
+		state = draw(200+seed, func(t *rapid.T) plan.State { return world.Change(t, state) })
+		apply(t, planner, state)
+		judge := plan.NewJudge(state)
+		for p, was := range began {
+			want := was
+			if now := outcomeOf(judge.Judge(p).Verdict); now == dropped || now == proxied && was == passed {
+				want = dropped
+			}
+			for _, packet := range []string{"first", "second"} {
+				if got := probeWith(t, d, p, flagACK); got != want {
+					t.Fatalf("seed %d: %+v began with outcome %d, the %s packet after the change has %d, want %d by %+v", seed, p, was, packet, got, want, judge.Judge(p))
+				}
+			}
+		}
+		established += len(began)
+	}
+	if established < 1000 {
+		t.Errorf("only %d flows were established", established)
 	}
 }
 

@@ -40,9 +40,21 @@ func outcomeOf(v rule.Verdict) outcome {
 	return proxied
 }
 
+// TCP flags.
+const (
+	flagSYN = 0x02
+	flagACK = 0x10
+)
+
 // probe runs the program of one hook on the SYN that p describes, as if the
 // interface had received it or were about to send it.
 func probe(t testing.TB, d *Datapath, p plan.Packet) outcome {
+	t.Helper()
+	return probeWith(t, d, p, flagSYN)
+}
+
+// probeWith does the same with another packet of the initiator.
+func probeWith(t testing.TB, d *Datapath, p plan.Packet, flags uint8) outcome {
 	t.Helper()
 	program, src, dst := bpf.FromPod, p.Own, p.Peer
 	if p.Ingress {
@@ -53,7 +65,7 @@ func probe(t testing.TB, d *Datapath, p plan.Packet) outcome {
 	}
 	ctx := make([]byte, 192) // struct __sk_buff
 	binary.NativeEndian.PutUint32(ctx[40:], p.Ifindex)
-	ret, err := d.coll.Programs[program].Run(&ebpf.RunOptions{Data: syn(src, dst, p.Port), Context: ctx})
+	ret, err := d.coll.Programs[program].Run(&ebpf.RunOptions{Data: segment(src, dst, p.Port, flags), Context: ctx})
 	if err != nil {
 		t.Fatalf("run %s: %v", program, err)
 	}
@@ -69,12 +81,12 @@ func probe(t testing.TB, d *Datapath, p plan.Packet) outcome {
 	return dropped
 }
 
-// syn is the frame of a connection's first packet.
-func syn(src, dst netip.Addr, port uint16) []byte {
+// segment is the frame of a TCP packet without data.
+func segment(src, dst netip.Addr, port uint16, flags uint8) []byte {
 	tcp := make([]byte, 20)
 	binary.BigEndian.PutUint16(tcp[0:], clientPort)
 	binary.BigEndian.PutUint16(tcp[2:], port)
-	tcp[12], tcp[13] = 5<<4, 0x02
+	tcp[12], tcp[13] = 5<<4, flags
 	frame := make([]byte, 12, 14+40+20)
 	if src.Is4() {
 		ip := make([]byte, 20)
