@@ -65,11 +65,12 @@ func TestKernelJudgesAsTheModel(t *testing.T) {
 // proxy never changes.
 func TestEstablishedFlowsAreJudgedByTheLivePolicy(t *testing.T) {
 	_, d, world := pods(t)
+	world.Ifindexes = world.Ifindexes[:1] // two would have one address, and one flow
 	planner := plan.NewPlanner(d.Limits(), d)
 	state := draw(100, world.State)
 	apply(t, planner, state)
 	established := 0
-	for seed := range 100 {
+	for seed := range 200 {
 		for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
 			if _, err := d.forget(t.Context(), name, func(bpf.WeirCtKey, bpf.WeirCt) bool { return true }); err != nil {
 				t.Fatal(err)
