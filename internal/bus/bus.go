@@ -160,6 +160,8 @@ func Leases(ctx context.Context, js jetstream.JetStream) (jetstream.KeyValue, er
 // bucket makes the bucket or finds it. A bucket that is there with another
 // configuration (more replicas, say) is the operator's choice and used as it is.
 func bucket(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	kv, err := js.CreateKeyValue(ctx, cfg)
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		kv, err = js.KeyValue(ctx, cfg.Bucket)
@@ -167,7 +169,7 @@ func bucket(ctx context.Context, js jetstream.JetStream, cfg jetstream.KeyValueC
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", cfg.Bucket, err)
 	}
-	return kv, nil
+	return limited{kv}, nil
 }
 
 // A Head is the end of a stream, and which stream it is: one that was made
