@@ -192,11 +192,17 @@ func (f *full) coarsen() []Op {
 // side brings one side to what to says, but for the classes in except.
 func (f *full) side(side uint8, except map[Peer]Class) []Op {
 	ops := f.places(side)
-	for _, c := range f.cells {
-		ops = append(ops, CellWrite{Side: side, Key: c.key, Value: f.cellAt[c.key], Delete: c.gone})
-	}
-	for _, c := range f.services {
-		ops = append(ops, ServiceWrite{Side: side, Key: c.key, Value: f.serviceAt[c.key], Delete: c.gone})
+	for _, gone := range []bool{true, false} { // room is made first
+		for _, c := range f.cells {
+			if c.gone == gone {
+				ops = append(ops, CellWrite{Side: side, Key: c.key, Value: f.cellAt[c.key], Delete: gone})
+			}
+		}
+		for _, c := range f.services {
+			if c.gone == gone {
+				ops = append(ops, ServiceWrite{Side: side, Key: c.key, Value: f.serviceAt[c.key], Delete: gone})
+			}
+		}
 	}
 	holds := func(p Peer) Class { // what the side says before
 		if c, ok := f.liveClass[p]; ok && side == f.live {

@@ -62,13 +62,19 @@ func (t *transition) empty() bool {
 	return len(t.endpoints)+len(t.classes)+len(t.cells)+len(t.services)+len(t.pairs)+len(t.refs) == 0
 }
 
-// loud tells whether a packet could see the sided writes: then they go to the
-// resting side first, and the word moves.
+// loud tells whether a packet could see the sided writes, or there is no room
+// for new cells beside old ones: then they go to the resting side first, and the
+// word moves.
 func (t *transition) loud() bool {
-	return t.compact || len(t.services) > 0 ||
+	return t.compact || t.crowded() || len(t.services) > 0 ||
 		slices.ContainsFunc(t.endpoints, t.endpointLoud) ||
 		slices.ContainsFunc(t.classes, func(c change[Peer, Class]) bool { return t.classWhen(c) == loud }) ||
 		slices.ContainsFunc(t.cells, func(c change[CellKey, PortMap]) bool { return t.cellWhen(c) == loud })
+}
+
+// crowded: the map does not hold the cells of both states, on both sides.
+func (t *transition) crowded() bool {
+	return 2*(len(t.to.Cells)+len(goneOf(t.cells))) > t.limits.Cells
 }
 
 // endpointLoud: the same endpoint has other rows. A closed one denies every

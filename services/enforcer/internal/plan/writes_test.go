@@ -263,6 +263,43 @@ func TestScatteredPlacesArePutTogether(t *testing.T) {
 	}
 }
 
+// TestFullMapIsWrittenAnew: cells that have no room beside those they replace.
+func TestFullMapIsWrittenAnew(t *testing.T) {
+	limits := plantest.Limits()
+	limits.Cells = 8
+	room := &bounded{newStepper(plan.NewModel(2)), limits.Cells}
+	p := plan.NewPlanner(limits, room)
+	s := cluster()
+	for i := range plan.Row(3) {
+		s.Cells = map[plan.CellKey]plan.PortMap{}
+		for c := range plan.Class(4) {
+			s.Cells[plan.CellKey{Row: 10 + i, Class: 1 + c}] = plan.PortMap{{Start: 0, Verdict: rule.Allowed}}
+		}
+		if _, err := p.Apply(t.Context(), clone(s)); err != nil {
+			t.Fatalf("row %d: %v", i, err)
+		}
+		wantBothSides(t, room.Model, s)
+	}
+}
+
+// bounded refuses cells beyond its room, as the kernel's map does.
+type bounded struct {
+	*stepper
+	room int
+}
+
+func (b *bounded) WriteCells(ws []plan.CellWrite) error {
+	for _, w := range ws {
+		if err := b.stepper.WriteCells([]plan.CellWrite{w}); err != nil {
+			return err
+		}
+		if n := len(b.Image.Cells[0]) + len(b.Image.Cells[1]); n > b.room {
+			return fmt.Errorf("%d cells, room for %d", n, b.room)
+		}
+	}
+	return nil
+}
+
 func TestImpossibleStatesAreRefused(t *testing.T) {
 	tests := map[string]func(*plan.State){
 		"a peer of the planner's own": func(s *plan.State) { s.Classes[plantest.Limits().PeerLimit()] = 1 },
