@@ -3,18 +3,18 @@ package main
 import (
 	"bufio"
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -30,17 +30,7 @@ import (
 	"weir.dev/weir/internal/handover"
 	l7proxyv1 "weir.dev/weir/proto/weir/l7proxy/v1"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
-	"weir.dev/weir/services/l7proxy/internal/parent"
-	"weir.dev/weir/services/l7proxy/internal/sandbox"
 )
-
-// The test binary is the program that a parent starts its worker from.
-func TestMain(m *testing.M) {
-	if sandbox.IsJail() || sandbox.IsWorker() {
-		os.Exit(run(os.Args[1:], os.Stderr))
-	}
-	os.Exit(m.Run())
-}
 
 // space is a network namespace with nothing but loopback in it.
 type space struct{ file *os.File }
@@ -299,51 +289,44 @@ func ruleSet(number uint32, path string) *l7proxyv1.NumberedRuleSet {
 	return &l7proxyv1.NumberedRuleSet{Number: number, AllOf: []*policyv1.RuleSet{{Rules: []*policyv1.HTTPRule{{Method: str("GET"), Path: str(path)}}}}}
 }
 
-// static fails a test binary that needs a dynamic linker: a worker's root has
-// none.
-func static(t *testing.T) {
-	t.Helper()
-	f, err := elf.Open("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			t.Fatal("the test binary is not static: run it with CGO_ENABLED=0, as make test does")
-		}
-	}
-}
-
-// start runs a proxy for the node until the returned function has been called.
+// start runs the program for the node until the returned function has been
+// called.
 func (n *node) start(t *testing.T) (stop func() error) {
 	t.Helper()
-	static(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
 	args := []string{"--node", "n1", "--run-dir", n.dir, "--http", filepath.Join(n.dir, "proxy.http.sock"), "--log-level", "debug"}
-	ctx, fail := context.WithCancelCause(ctx)
+	cmd := exec.Command(program(t), args...)
+	cmd.Stderr = t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, ended := context.WithCancelCause(t.Context())
 	n.ctx = ctx
+	done := make(chan error, 1)
 	go func() {
-		err := parent.Run(ctx, parent.Config{
-			RunDir: n.dir, Socket: filepath.Join(n.dir, "proxy.sock"), HTTP: filepath.Join(n.dir, "proxy.http.sock"),
-			Args: args, Stderr: t.Output(),
-		}, slog.New(slog.NewTextHandler(t.Output(), nil)))
-		fail(err)
+		err := cmd.Wait()
+		ended(err)
 		done <- err
 	}()
-	var err error
-	stopped := false
-	stop = func() error {
-		if !stopped {
-			stopped = true
-			cancel()
-			err = <-done
+	stop = sync.OnceValue(func() error {
+		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+			return err
 		}
-		return err
-	}
+		return <-done
+	})
 	t.Cleanup(func() { _ = stop() })
 	return stop
+}
+
+// program builds weir-l7proxy as make build does.
+func program(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weir-l7proxy")
+	build := exec.Command("go", "build", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return path
 }
 
 func (n *node) client(t *testing.T) l7proxyv1.ProxyServiceClient {

@@ -150,12 +150,66 @@ func parseChunkLine(line []byte) (int64, error) {
 	return size, nil
 }
 
-// CheckChunk waits for the first line of a chunked body and checks it, so that
-// a head need not be passed on before its body is known to begin well.
-func CheckChunk(r *Reader) error {
-	_, _, err := chunkLine(r)
+// CheckChunks waits for the first line of a chunked body, and checks what is
+// buffered of it, so that a head need not be passed on before its body is known
+// to begin well. All of it stays buffered.
+func CheckChunks(r *Reader) error {
+	if _, _, err := chunkLine(r); err != nil {
+		return err
+	}
+	b := r.Buffered()
+	for {
+		end := bytes.IndexByte(b, '\n')
+		if end < 0 {
+			return nil
+		}
+		size, err := parseChunkLine(b[:end+1])
+		if err != nil {
+			return err
+		}
+		b = b[end+1:]
+		if size == 0 {
+			return checkTrailers(b)
+		}
+		if int64(len(b)) < size+2 {
+			return nil
+		}
+		if string(b[size:size+2]) != "\r\n" {
+			return errChunkEnd()
+		}
+		b = b[size+2:]
+	}
+}
+
+// checkTrailers checks the trailers at the beginning of b, if they are whole.
+func checkTrailers(b []byte) error {
+	if len(b) < 2 || string(b[:2]) == "\r\n" {
+		return nil
+	}
+	n, err := HeadLen(b, 0)
+	if err != nil || n == 0 {
+		return err
+	}
+	_, err = parseTrailers(b[:n])
 	return err
 }
+
+func parseTrailers(b []byte) ([]Field, error) {
+	s := string(b)
+	fields, err := parseFields(nil, s, lowerASCII(s))
+	if err != nil {
+		return nil, err
+	}
+	for i := range fields {
+		switch name := fields[i].Name; name {
+		case "content-length", "transfer-encoding", "host", "trailer", "connection", "upgrade", "expect", "authorization":
+			return nil, framing("%s among the trailers", name)
+		}
+	}
+	return fields, nil
+}
+
+func errChunkEnd() error { return framing("a chunk that does not end where its size says") }
 
 // copyChunks copies a chunked body: the same bytes in the same chunks, without
 // their extensions.
@@ -241,7 +295,7 @@ func (w *chunkWriter) chunk(r *Reader, size int64) error {
 		}
 	}
 	if string(r.Buffered()[:2]) != "\r\n" {
-		return framing("a chunk that does not end where its size says")
+		return errChunkEnd()
 	}
 	r.Take(2)
 	w.buf = append(w.buf, "\r\n"...)
@@ -267,16 +321,9 @@ func copyTrailers(w *chunkWriter, r *Reader) error {
 	if err != nil {
 		return err
 	}
-	s := string(head)
-	fields, err := parseFields(nil, s, lowerASCII(s))
+	fields, err := parseTrailers(head)
 	if err != nil {
 		return err
-	}
-	for i := range fields {
-		switch name := fields[i].Name; name {
-		case "content-length", "transfer-encoding", "host", "trailer", "connection", "upgrade", "expect", "authorization":
-			return framing("%s among the trailers", name)
-		}
 	}
 	r.Take(len(head))
 	if len(w.buf)+len(head) > largeBuffer {

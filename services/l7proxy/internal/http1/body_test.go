@@ -152,9 +152,31 @@ func TestHead(t *testing.T) {
 	}
 }
 
+func TestChunksAreCheckedBeforeTheyAreTaken(t *testing.T) {
+	for in, ok := range map[string]bool{
+		"3\r\nabc\r\n0\r\n\r\nnext":        true,
+		"3\r\nabc\r\n":                     true,
+		"3\r\na":                           true,
+		"3\r\nabc\r\n0\r\nX: y\r\n":        true,
+		"3\r\nabcd\r\n":                    false,
+		"3\r\nabc\r\nx\r\n":                false,
+		"3\r\nabc\r\n0\r\nHost: a\r\n\r\n": false,
+		"3\r\nabc\r\n0\r\nX: y\n\r\n":      false,
+		"3\nabc\r\n":                       false,
+	} {
+		r := reader(strings.NewReader(in))
+		if err := CheckChunks(r); (err == nil) != ok {
+			t.Errorf("%q: %v", in, err)
+		}
+		if string(r.Buffered()) != in {
+			t.Errorf("%q is buffered of %q", r.Buffered(), in)
+		}
+	}
+}
+
 func TestFirstChunkIsCheckedAndStays(t *testing.T) {
 	r := reader(strings.NewReader("3\r\nabc\r\n0\r\n\r\n"))
-	if err := CheckChunk(r); err != nil {
+	if err := CheckChunks(r); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer

@@ -68,6 +68,9 @@ func (b *back) fail(err error) bool {
 }
 
 func (b *back) interim() bool {
+	if b.resp.Status == 100 {
+		b.ex.waits = false
+	}
 	if b.ex.minor == 0 {
 		return true
 	}
@@ -83,7 +86,9 @@ func (b *back) final() bool {
 	if b.resp.Kind == http1.Chunked && b.ex.minor == 0 {
 		return b.fail(&http1.Error{Status: 502, Reason: http1.ReasonFraming, Text: "chunks for an HTTP/1.0 client"})
 	}
-	closes := b.ex.close || b.resp.Close
+	// Who got no 100 may send the body or not: what comes next is not certain.
+	unsent := b.ex.waits
+	closes := b.ex.close || b.resp.Close || unsent
 	var buf [2048]byte
 	_, err := b.client.Write(b.resp.AppendHead(buf[:0], closes, b.ex.minor))
 	if err == nil {
@@ -97,6 +102,9 @@ func (b *back) final() bool {
 		closes = true
 	}
 	ex.result <- result{status: b.resp.Status, close: closes}
+	if unsent {
+		b.client.wake()
+	}
 	return !closes
 }
 

@@ -26,6 +26,7 @@ type front struct {
 
 // next serves one request; false if there can be no other.
 func (f *front) next() bool {
+	f.busy.Store(false)
 	head, err := f.head()
 	if err != nil {
 		f.refuse(err, Verdict{Rule: -1})
@@ -60,6 +61,7 @@ func (f *front) head() ([]byte, error) {
 			return nil, nil // the end, a reset, or idle for too long
 		}
 	}
+	f.busy.Store(true)
 	f.client.each, f.client.until = 0, time.Now().Add(f.p.cfg.Limits.Head)
 	// RFC 9112 2.2: an empty line before a request is passed over.
 	for len(f.in.Buffered()) < 2 {
@@ -112,7 +114,7 @@ func (f *front) pass(v Verdict, judged httprule.Request) bool {
 	}
 	ex := &exchange{
 		method: f.req.Method, minor: f.req.Minor, webSocket: f.req.WebSocket,
-		close: f.req.Close || f.p.draining.Load(), result: make(chan result, 1),
+		close: f.req.Close || f.p.draining.Load(), waits: f.req.Continue, result: make(chan result, 1),
 	}
 	f.exchanges <- ex
 	err := f.send()
@@ -187,7 +189,7 @@ func (f *front) checkBody() error {
 		return nil
 	}
 	f.client.each, f.client.until = 0, time.Now().Add(firstChunk)
-	err := http1.CheckChunk(f.in)
+	err := http1.CheckChunks(f.in)
 	var bad *http1.Error
 	if errors.As(err, &bad) {
 		return bad

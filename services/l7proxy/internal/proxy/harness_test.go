@@ -82,7 +82,7 @@ const (
 
 func limits() Limits {
 	l := DefaultLimits()
-	l.Head, l.Write, l.Drain, l.Tunnel = 500*time.Millisecond, time.Second, 500*time.Millisecond, 10*time.Millisecond
+	l.Head, l.Tunnel = time.Second, 10*time.Millisecond
 	return l
 }
 
@@ -156,6 +156,11 @@ func behind(t *testing.T, h http.HandlerFunc) *bench {
 // connection.
 func before(t *testing.T, script func(c *net.TCPConn, br *bufio.Reader)) *bench {
 	t.Helper()
+	return beforeWith(t, limits(), script)
+}
+
+func beforeWith(t *testing.T, l Limits, script func(c *net.TCPConn, br *bufio.Reader)) *bench {
+	t.Helper()
 	ln := listen(t)
 	var scripts sync.WaitGroup
 	scripts.Go(func() {
@@ -173,7 +178,7 @@ func before(t *testing.T, script func(c *net.TCPConn, br *bufio.Reader)) *bench 
 			})
 		}
 	})
-	b := newBench(t, ln, limits())
+	b := newBench(t, ln, l)
 	t.Cleanup(func() {
 		b.stop()
 		_ = ln.Close()

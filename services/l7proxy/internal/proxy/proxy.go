@@ -217,10 +217,13 @@ func (p *Proxy) handle(ctx context.Context, c *net.TCPConn, d Direction) {
 	p.mu.Unlock()
 }
 
-// Drain lets connections end after the response that is under way, and cuts
-// those that have not ended within the limit. It returns when none is left.
+// Drain lets connections end after the response that is under way, after a
+// tenth of the limit those that are idle, and cuts those that have not ended
+// within the limit. It returns when none is left.
 func (p *Proxy) Drain(ctx context.Context) {
 	p.draining.Store(true)
+	quiet := time.NewTimer(p.cfg.Limits.Drain / 10)
+	defer quiet.Stop()
 	done := make(chan struct{})
 	go func() {
 		p.sessions.Wait()
@@ -228,11 +231,17 @@ func (p *Proxy) Drain(ctx context.Context) {
 	}()
 	t := time.NewTimer(p.cfg.Limits.Drain)
 	defer t.Stop()
-	select {
-	case <-done:
-		return
-	case <-ctx.Done():
-	case <-t.C:
+	for waiting := true; waiting; {
+		select {
+		case <-done:
+			return
+		case <-quiet.C:
+			p.each(func(s *session) { s.endIfIdle() })
+		case <-ctx.Done():
+			waiting = false
+		case <-t.C:
+			waiting = false
+		}
 	}
 	p.each(func(s *session) { s.cut() })
 	<-done

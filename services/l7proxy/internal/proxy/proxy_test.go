@@ -344,7 +344,9 @@ func TestSlowHead(t *testing.T) {
 // server for ever.
 func TestClientThatDoesNotRead(t *testing.T) {
 	done := make(chan struct{})
-	b := before(t, func(c *net.TCPConn, br *bufio.Reader) {
+	l := limits()
+	l.Write = time.Second
+	b := beforeWith(t, l, func(c *net.TCPConn, br *bufio.Reader) {
 		defer close(done)
 		head(br)
 		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -496,6 +498,28 @@ func TestDrain(t *testing.T) {
 	<-stopped
 	if n := b.proxy.Open(); n != 0 {
 		t.Errorf("%d connections are left", n)
+	}
+}
+
+// A client that was answered without having sent its body may send it or not,
+// so nothing more is taken from it.
+func TestFinalResponseInsteadOfContinue(t *testing.T) {
+	rest := make(chan string, 1)
+	b := before(t, func(c *net.TCPConn, br *bufio.Reader) {
+		head(br)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+		all, _ := io.ReadAll(br)
+		rest <- string(all)
+	})
+	c := b.dial()
+	c.say("POST /public HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 43\r\n\r\n")
+	if resp, body := c.answer("POST"); body != "no" || !resp.Close {
+		t.Errorf("%q, close %v", body, resp.Close)
+	}
+	_, _ = io.WriteString(c, get("/private")) // the proxy may have closed
+	c.wantEnd()
+	if got := <-rest; got != "" {
+		t.Errorf("the server got %q", got)
 	}
 }
 

@@ -30,6 +30,7 @@ type session struct {
 	backDone  chan struct{}
 	outDone   chan struct{} // closed when a WebSocket's client has ended its half
 	endOnce   sync.Once
+	busy      atomic.Bool                      // a request is under way
 	tunnel    atomic.Pointer[httprule.Request] // of an open WebSocket
 }
 
@@ -39,6 +40,7 @@ type exchange struct {
 	minor     int
 	webSocket bool
 	close     bool
+	waits     bool        // the client sends the body when it gets 100, or gives up waiting
 	result    chan result // of capacity 1
 }
 
@@ -85,6 +87,13 @@ func (s *session) end() {
 		_ = s.client.tcp.Close()
 		_ = s.server.tcp.Close()
 	})
+}
+
+// endIfIdle ends a connection on which no request is under way.
+func (s *session) endIfIdle() {
+	if !s.busy.Load() {
+		s.client.wake()
+	}
 }
 
 // cut ends the connection at once; both peers see a reset.

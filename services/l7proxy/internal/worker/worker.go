@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"weir.dev/weir/internal/handover"
 	"weir.dev/weir/internal/logkey"
@@ -76,7 +77,7 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 	var ring server.Ring
 	w.core = proxy.New(proxy.Config{
 		Rules: &table, Connections: w.view, Dialer: upstream.Dialer{Pool: w.pool},
-		Limits: proxy.DefaultLimits(), Metrics: metrics, Verdict: ring.Add,
+		Limits: limits(), Metrics: metrics, Verdict: ring.Add,
 	}, log)
 	w.server = server.New(server.Config{
 		Version: version.Version, Rules: &table, Ring: &ring, Log: log,
@@ -88,6 +89,18 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 		return errors.Join(err, parent.Close())
 	}
 	return w.run(ctx, srv)
+}
+
+// limits are those of a node, or what this process' open files allow: a
+// connection takes two, and some are in use beside them.
+func limits() proxy.Limits {
+	const beside = 2500
+	l := proxy.DefaultLimits()
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur < uint64(2*l.Connections+beside) {
+		l.Connections = max(16, (int(files.Cur)-beside)/2)
+	}
+	return l
 }
 
 func (w *worker) bootstrap(files Files, reg *prometheus.Registry) (*bootstrap.Server, error) {
