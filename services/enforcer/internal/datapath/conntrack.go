@@ -195,20 +195,33 @@ func (d *Datapath) forget(ctx context.Context, name string, doomed func(bpf.Weir
 				left++
 				continue
 			}
-			err := m.Delete(keys[i])
-			if errors.Is(err, ebpf.ErrKeyNotExist) {
-				continue
-			}
+			gone, err := forgetOne(m, keys[i], doomed)
 			if err != nil {
 				return fmt.Errorf("forget a flow in %s: %w", name, err)
 			}
-			if name == bpf.MapCtTCP && values[i].Owner != 0 {
-				freed[values[i].Owner]++
+			if name == bpf.MapCtTCP && gone.Owner != 0 {
+				freed[gone.Owner]++
 			}
 		}
 		return ctx.Err()
 	})
 	return left, errors.Join(err, d.giveRoom(freed))
+}
+
+// forgetOne deletes an entry, unless a connection has begun with its ports since
+// it was read. It returns what was deleted, or zero.
+func forgetOne(m *ebpf.Map, k bpf.WeirCtKey, doomed func(bpf.WeirCtKey, bpf.WeirCt) bool) (bpf.WeirCt, error) {
+	var now bpf.WeirCt
+	err := m.Lookup(k, &now)
+	if err == nil && doomed(k, now) {
+		err = m.Delete(k)
+	} else {
+		now = bpf.WeirCt{}
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return bpf.WeirCt{}, nil
+	}
+	return now, err
 }
 
 // giveRoom adds to what was freed of endpoints' quotas. Nobody else writes that.
