@@ -1,5 +1,7 @@
 // weir-demo-app is what the demo's pods run: the tutorial's HTTP server, or a
-// client that waits to be used by weir exec.
+// client that waits to be used by weir exec. Run by weir exec, load makes
+// traffic and counts every answer (load.go), and sink is a server that tells
+// the fate of every connection (sink.go).
 package main
 
 import (
@@ -22,7 +24,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintf(os.Stderr, "weir-demo-app: %v\n", err)
 		os.Exit(1)
 	}
@@ -31,17 +33,29 @@ func main() {
 // drain is how long requests may take after the server was told to stop.
 const drain = time.Second
 
-func run(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) == 1 && args[0] == "idle" {
+func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
+	command := ""
+	if len(args) > 0 {
+		command, args = args[0], args[1:]
+	}
+	switch command {
+	case "idle":
 		<-ctx.Done()
 		return nil
+	case "serve":
+		return runServe(ctx, args, out)
+	case "load":
+		return runLoad(ctx, args, in, out)
+	case "sink":
+		return runSink(ctx, args, in, out)
 	}
-	if len(args) == 0 || args[0] != "serve" {
-		return errors.New("usage: weir-demo-app serve [-listen ADDRESS,…] | idle")
-	}
+	return errors.New("usage: weir-demo-app serve [-listen ADDRESS,…] | idle | load STREAM… | sink [-listen ADDRESS,…]")
+}
+
+func runServe(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	listen := flags.String("listen", ":80,:8080", "addresses to listen on, with commas between them")
-	if err := flags.Parse(args[1:]); err != nil {
+	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(out, nil))
