@@ -29,6 +29,7 @@ type View struct {
 	mu      sync.RWMutex
 	entries map[Key]Entry
 	pos     Position
+	highest Position      // of the generation, complete
 	changed chan struct{} // closed at the next change
 }
 
@@ -53,6 +54,9 @@ func (v *View) Apply(b Batch) {
 		v.entries[e.Key] = Entry{e.Value, e.Revision}
 	}
 	v.pos = Position{b.Generation, b.Revision, b.Complete}
+	if v.pos.Complete && (v.pos.Generation != v.highest.Generation || v.pos.Revision > v.highest.Revision) {
+		v.highest = v.pos
+	}
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
@@ -82,6 +86,14 @@ func (v *View) Position() Position {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.pos
+}
+
+// LostTail tells whether the log, replayed again, ends before what it held when
+// it was replayed before: it came back from an older disk.
+func (v *View) LostTail() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.pos.Complete && v.pos.Generation == v.highest.Generation && v.pos.Revision < v.highest.Revision
 }
 
 // Changed is closed at the next change.

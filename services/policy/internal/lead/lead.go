@@ -136,17 +136,27 @@ func (l *Leader) gone() []statelog.Key {
 	return out
 }
 
-// lostTail begins another generation if for a while a node has had in force
-// what the log has not: it came back older than it was. since is when that was
-// seen first; zero: it is not so.
+// lostTail begins another generation if this replica has seen more of the log
+// than there is, or if for a while more than half of the live nodes have had in
+// force what it has not (one that lies cannot cause it): it came back older than
+// it was. since is when the nodes were seen to be ahead first; zero: they are not.
 func (l *Leader) lostTail(ctx context.Context, since time.Time) (time.Time, error) {
 	pos := l.View.Position()
-	ahead := false
+	live, ahead := 0, 0
 	for _, n := range l.Nodes.All() {
-		ahead = ahead || n.Live && n.Pos.Generation == pos.Generation && n.Pos.Revision > pos.Revision
+		if !n.Live {
+			continue
+		}
+		live++
+		if n.Pos.Generation == pos.Generation && n.Pos.Revision > pos.Revision {
+			ahead++
+		}
 	}
 	switch {
-	case !ahead || l.View.Ready() != nil:
+	case l.View.Ready() != nil:
+		return time.Time{}, nil
+	case l.View.LostTail(): // sure
+	case ahead == 0 || 2*ahead <= live:
 		return time.Time{}, nil
 	case since.IsZero():
 		return time.Now(), nil

@@ -12,6 +12,11 @@ import (
 // A node that has in force what the log has lost would wait for ever: the lease
 // holder begins another generation, and the node gets the whole state.
 func TestS7LogComesBackOlder(t *testing.T) {
+	t.Run("a replica has seen its tail", func(t *testing.T) { logComesBackOlder(t, false) })
+	t.Run("only nodes have", func(t *testing.T) { logComesBackOlder(t, true) })
+}
+
+func logComesBackOlder(t *testing.T, restart bool) {
 	c := newCluster(t)
 	app1, _ := c.identity("default", "app1")
 	c.write("a", open("a", "app1", "app2"))
@@ -38,7 +43,13 @@ func TestS7LogComesBackOlder(t *testing.T) {
 
 	c.nats.Stop()
 	c.nats.Store = old
+	if restart {
+		r.stop()
+	}
 	c.nats.Restart(t)
+	if restart {
+		n1.watch(c.start("policy-1").at(1))
+	}
 	for n1.generation == before {
 		n1.next()
 	}
