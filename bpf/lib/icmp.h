@@ -85,7 +85,9 @@ __noinline int follow_icmp_error(struct __sk_buff *skb, struct packet *p, bool t
 	err = quoted_ports(skb, &q);
 	if (err)
 		return err;
-	if (to_pod ? !addr_equal(&q.src, &p->dst) : !addr_equal(&q.dst, &p->src))
+	/* It goes to who sent what it quotes. From a pod, it is about what that
+	 * pod got; any router may speak to a pod. */
+	if (!addr_equal(&q.src, &p->dst) || (!to_pod && !addr_equal(&q.dst, &p->src)))
 		return -WEIR_REASON_ICMP_ERROR;
 	p->src = q.dst;
 	p->dst = q.src;

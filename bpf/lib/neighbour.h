@@ -98,9 +98,37 @@ static __noinline int judge_arp(struct __sk_buff *skb, struct judgement *j)
 
 static __always_inline bool is_neighbour_discovery(const struct packet *p)
 {
-	return p->protocol == IPPROTO_ICMPV6 && p->flags & PACKET_IPV6 &&
-	       ((p->icmp_type >= MLD_QUERY && p->icmp_type <= NDP_REDIRECT) ||
-		p->icmp_type == MLD2_REPORT);
+	if (p->protocol != IPPROTO_ICMPV6 || !(p->flags & PACKET_IPV6) ||
+	    p->flags & (PACKET_ABOUT_FLOW | PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT))
+		return false;
+	return (p->icmp_type >= MLD_QUERY && p->icmp_type <= NDP_REDIRECT) ||
+	       p->icmp_type == MLD2_REPORT;
+}
+
+static __always_inline bool is_mld(const struct packet *p)
+{
+	return p->icmp_type <= MLD_DONE || p->icmp_type == MLD2_REPORT;
+}
+
+/* Who hears it is on the link: no router sends it on. Listener messages live for
+ * one hop. Discovery must arrive as it was sent, but a node would still send it
+ * out to the world: so it goes to the link, or to an address that has a record,
+ * whose own endpoint drops what did not arrive so. */
+static __always_inline bool stays_near(const struct packet *p)
+{
+	const __u8 *dst = p->dst.a;
+	struct weir_peer_ref *ref;
+
+	if (is_mld(p))
+		return p->hop_limit == 1 && dst[0] == 0xff;
+	if (p->hop_limit != NDP_HOP_LIMIT)
+		return false;
+	if (dst[0] == 0xff)
+		return (dst[1] & 0x0f) == 2;
+	if (dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80)
+		return true;
+	ref = bpf_map_lookup_elem(&weir_addresses, &p->dst);
+	return ref && !(ref->flags & WEIR_ADDR_REMOTE_NODE);
 }
 
 /* What a pod may say: who it is, whom it seeks, what it listens to. */
@@ -111,17 +139,17 @@ static __always_inline bool own_ndp(struct __sk_buff *skb, const struct judgemen
 
 	if (!owns(j->ep, &p->src) && !own_link_local(j->ep, &p->src) && !unspecified(&p->src))
 		return false;
+	if (!stays_near(p))
+		return false;
 	switch (p->icmp_type) {
 	case MLD_REPORT:
 	case MLD_DONE:
 	case MLD2_REPORT:
-		return true;
 	case NDP_ROUTER_SOLICIT:
 	case NDP_NEIGHBOUR_SOLICIT:
-		return p->hop_limit == NDP_HOP_LIMIT;
+		return true;
 	case NDP_NEIGHBOUR_ADVERT:
-		if (p->hop_limit != NDP_HOP_LIMIT ||
-		    bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
+		if (bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
 			return false;
 		return owns(j->ep, &target) || own_link_local(j->ep, &target);
 	}
@@ -132,11 +160,11 @@ static __always_inline bool own_ndp(struct __sk_buff *skb, const struct judgemen
 static __always_inline bool ndp_for_pod(const struct judgement *j)
 {
 	const struct packet *p = &j->packet;
-	bool mld = p->icmp_type <= MLD_DONE || p->icmp_type == MLD2_REPORT;
 
-	if (!mld && p->hop_limit != NDP_HOP_LIMIT)
-		return false;
-	return p->dst.a[0] == 0xff || owns(j->ep, &p->dst) || own_link_local(j->ep, &p->dst);
+	if (is_mld(p))
+		return p->hop_limit == 1 && p->dst.a[0] == 0xff;
+	return p->hop_limit == NDP_HOP_LIMIT &&
+	       (p->dst.a[0] == 0xff || owns(j->ep, &p->dst) || own_link_local(j->ep, &p->dst));
 }
 
 static __noinline int judge_ndp(struct __sk_buff *skb, struct judgement *j)

@@ -43,6 +43,12 @@ func TestICMPErrors(t *testing.T) {
 		own := icmpError(tooBig, f)
 		own.src = f.dst
 		l.want("from B, about what A sent", l.fromPod(1, own), next, 0)
+		elsewhere := icmpError(tooBig, f.back())
+		elsewhere.src, elsewhere.dst = f.src, stranger
+		if v6 {
+			elsewhere.dst = netip.MustParseAddr("2001:db8::66")
+		}
+		l.want("from A to a stranger, about what B sent", l.fromPod(0, elsewhere), drop, datapath.ReasonICMPError)
 		l.want("from A, in B's name", l.fromPod(0, own), drop, datapath.ReasonSpoofedSource)
 
 		l.cellOf(0, rowA, peerB)
@@ -123,6 +129,19 @@ func TestNeighbourDiscovery(t *testing.T) {
 	for _, tt := range tests {
 		l.want(tt.name, l.fromPod(0, tt.f), tt.ret, datapath.ReasonBadNDP)
 	}
+	to := func(dst netip.Addr, f frame) frame {
+		f.dst = dst
+		return f
+	}
+	outsider := netip.MustParseAddr("2001:db8::66")
+	l.want("to a pod's address", l.fromPod(0, to(b6, nd(135, a6, b6, 255))), next, 0)
+	l.want("to an outsider", l.fromPod(0, to(outsider, nd(135, a6, outsider, 255))), drop, datapath.ReasonBadNDP)
+	l.want("a report to a pod", l.fromPod(0, to(b6, nd(131, a6, unspecified, 64))), drop, datapath.ReasonBadNDP)
+	l.want("a report to a pod, arriving", l.toPod(1, to(b6, nd(131, a6, unspecified, 64))), drop, datapath.ReasonBadNDP)
+	quoting := frame{src: a6, dst: b6, protocol: icmpv6, icmpType: 1, hopLimit: 255}
+	quoting.payload = nd(131, b6, unspecified, 1).datagram()
+	copy(quoting.payload[24:40], a6.AsSlice())
+	l.want("an error that quotes a report", l.fromPod(0, quoting), drop, datapath.ReasonICMPError)
 	l.want("to a pod, from its router", l.toPod(0, nd(134, netip.MustParseAddr("fe80::1"), unspecified, 255)), next, 0)
 	l.want("to a pod, from afar", l.toPod(0, nd(135, b6, a6, 64)), drop, datapath.ReasonBadNDP)
 	other := nd(136, b6, b6, 255)
