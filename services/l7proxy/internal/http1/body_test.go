@@ -184,3 +184,16 @@ func TestFirstChunkIsCheckedAndStays(t *testing.T) {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 }
+
+// A buffer that was lent is lent again whole, whatever its borrower did with it.
+func TestBuffersAreLentWhole(t *testing.T) {
+	var b Buffers
+	for _, size := range []int{smallBuffer, largeBuffer} {
+		for range 10 { // a pool may forget
+			b.put(b.get(size)[:0])
+			if got := len(b.get(size)); got != size {
+				t.Fatalf("a buffer of %d bytes, want %d", got, size)
+			}
+		}
+	}
+}

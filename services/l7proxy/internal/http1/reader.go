@@ -27,6 +27,7 @@ func (b *Buffers) get(size int) []byte {
 }
 
 func (b *Buffers) put(buf []byte) {
+	buf = buf[:cap(buf)]
 	switch cap(buf) {
 	case smallBuffer:
 		b.small.Put(&buf)
