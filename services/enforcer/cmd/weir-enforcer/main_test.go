@@ -53,6 +53,17 @@ func TestMain(m *testing.M) {
 // identityService plays weir-identity.
 type identityService struct {
 	identityv1.UnimplementedIdentityServiceServer
+	records map[netip.Addr]*identityv1.AddressRecord // for look-ups; not in the snapshot
+	asked   chan netip.Addr
+}
+
+func (s identityService) Lookup(_ context.Context, r *identityv1.LookupRequest) (*identityv1.LookupResponse, error) {
+	a, _ := netip.AddrFromSlice(r.GetAddress())
+	select {
+	case s.asked <- a:
+	default:
+	}
+	return &identityv1.LookupResponse{Record: s.records[a], Sequence: 2}, nil
 }
 
 // policyService plays weir-policy.
@@ -200,11 +211,12 @@ func allowOnly(pod, from string, port uint32) []*policyv1.Item {
 // fixture is a node with an enforcer of its own.
 type fixture struct {
 	*policyService
-	node *nodetest.Node
-	dir  string
-	args []string
-	cmd  *exec.Cmd
-	log  *bytes.Buffer
+	identityService identityService
+	node            *nodetest.Node
+	dir             string
+	args            []string
+	cmd             *exec.Cmd
+	log             *bytes.Buffer
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -214,8 +226,9 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	f := &fixture{
-		policyService: &policyService{revision: 100, changed: make(chan struct{}), ackMoved: make(chan struct{})},
-		node:          nodetest.New(t), dir: dir,
+		policyService:   &policyService{revision: 100, changed: make(chan struct{}), ackMoved: make(chan struct{})},
+		identityService: identityService{records: map[netip.Addr]*identityv1.AddressRecord{}, asked: make(chan netip.Addr, 16)},
+		node:            nodetest.New(t), dir: dir,
 	}
 	t.Cleanup(func() {
 		for _, ns := range []string{"weir-in", "weir-out"} {
@@ -260,7 +273,7 @@ func (f *fixture) serve(t *testing.T, ca *tlsconf.CA, role tlsconf.Role) string 
 		t.Fatal(err)
 	}
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(conf)))
-	identityv1.RegisterIdentityServiceServer(s, identityService{})
+	identityv1.RegisterIdentityServiceServer(s, f.identityService)
 	policyv1.RegisterPolicyServiceServer(s, f.policyService)
 	done := make(chan error)
 	go func() { done <- s.Serve(lis) }()
@@ -402,10 +415,9 @@ func (f *fixture) wantCalls(t *testing.T, when string, to *nodetest.Pod, port ui
 	}
 }
 
-func (f *fixture) drops(t *testing.T) []*flowv1.Flow {
+func (f *fixture) flows(t *testing.T, q *flowv1.ObserveRequest) []*flowv1.Flow {
 	t.Helper()
-	stream, err := flowv1.NewFlowServiceClient(f.dial(t, filepath.Join(f.dir, "s"))).Observe(t.Context(),
-		&flowv1.ObserveRequest{Verdicts: []policyv1.Verdict{policyv1.Verdict_VERDICT_DENY}, Pods: []string{"default/app1"}})
+	stream, err := flowv1.NewFlowServiceClient(f.dial(t, filepath.Join(f.dir, "s"))).Observe(t.Context(), q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -443,7 +455,7 @@ func TestEnforcerOnANode(t *testing.T) {
 	one, none := map[*nodetest.Pod]string{app2: "hello", app3: "nothing"}, map[*nodetest.Pod]string{app2: "nothing", app3: "nothing"}
 	f.wantCalls(t, "with the policy", app1, 80, one)
 	f.wantCalls(t, "with the policy", app1, 81, none)
-	flows := f.drops(t)
+	flows := f.flows(t, &flowv1.ObserveRequest{Verdicts: []policyv1.Verdict{policyv1.Verdict_VERDICT_DENY}, Pods: []string{"default/app1"}})
 	if !slices.ContainsFunc(flows, func(x *flowv1.Flow) bool {
 		return x.GetReason() == "no-rule" && x.GetSource().GetPod() == "app3" && x.GetDestinationPort() == 80 &&
 			len(x.GetSelectedBy()) == 1 && x.GetSelectedBy()[0].GetName() == "rule1"
@@ -467,6 +479,66 @@ func TestEnforcerOnANode(t *testing.T) {
 	f.set(t)
 	f.wantCalls(t, "policy deleted", app1, 80, map[*nodetest.Pod]string{app3: "hello"})
 	f.wantMetrics(t)
+}
+
+// S4, in the kernel: an address that nothing was heard of is pending and looked
+// up at once; one whose identity is newer than the policy stays pending until
+// the policy follows. Neither is ever judged as world, which is allowed here.
+func TestS4PendingOnANode(t *testing.T) {
+	f := newFixture(t)
+	known, early := netip.MustParseAddr("10.1.0.8"), netip.MustParseAddr("10.1.0.9")
+	for a, revision := range map[netip.Addr]uint64{known: entered["app2"], early: 1000} {
+		wide := a.As16()
+		f.identityService.records[a] = &identityv1.AddressRecord{
+			Address: wide[:], PodUid: "x", PodNamespace: "default", PodName: "remote", Node: "n2",
+			Identity: identityOf("app2"), IdentityRevision: revision, Generation: 1,
+		}
+	}
+	f.start(t)
+	app1 := f.node.Pod(t, "10.1.0.1")
+	f.set(t)
+	f.add(t, app1, "app1")
+	reasons := func(to netip.Addr) (out []string) {
+		for _, x := range f.flows(t, &flowv1.ObserveRequest{Pods: []string{"default/app1"}}) {
+			if a, _ := netip.AddrFromSlice(x.GetDestination().GetAddress()); a == to {
+				out = append(out, x.GetReason())
+			}
+		}
+		return out
+	}
+	// until calls to is judged as wanted; each call is one SYN.
+	until := func(when string, to netip.Addr, want string) {
+		t.Helper()
+		for range 20 {
+			call(t, app1, to, 80)
+			if got := reasons(to); len(got) > 0 && got[len(got)-1] == want {
+				return
+			}
+		}
+		t.Fatalf("%s: %s is judged as %q, want %q at last", when, to, reasons(to), want)
+	}
+	until("looked up", known, "")
+	if got := reasons(known)[0]; got != "pending" {
+		t.Errorf("before the look-up: %q, want pending", got)
+	}
+	until("identity newer than the policy", early, "pending")
+	if got := <-f.identityService.asked; got != known {
+		t.Errorf("first looked up %s, want %s", got, known)
+	}
+	if got := <-f.identityService.asked; got != early {
+		t.Errorf("then looked up %s, want %s", got, early)
+	}
+	call(t, app1, early, 80)
+	for _, got := range reasons(early) {
+		if got != "pending" {
+			t.Errorf("identity newer than the policy: %q, want pending", got)
+		}
+	}
+	f.mu.Lock()
+	f.revision = 1000
+	f.mu.Unlock()
+	f.set(t)
+	until("the policy followed", early, "")
 }
 
 // wantMetrics asks for what an operator watches.
