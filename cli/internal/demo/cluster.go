@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -152,8 +154,11 @@ func decode(file string, text []byte) ([]source.Object, []source.Refused) {
 func (c *cluster) reconcile(ctx context.Context, g *sync.WaitGroup) error {
 	files := map[string]string{}
 	if len(c.store.Unsynced()) == 0 {
-		d := controller.Decide(c.input())
-		c.tellRefused(d.Refused)
+		in := c.input()
+		d := controller.Decide(in)
+		if err := c.tellRefused(in.Objects, d.Refused); err != nil {
+			return err
+		}
 		c.services = d.Services
 		for _, p := range d.Create {
 			c.start(ctx, g, p)
@@ -290,13 +295,30 @@ func (c *cluster) deletePod(ctx context.Context, name types.NamespacedName) erro
 	return nil
 }
 
-func (c *cluster) tellRefused(now map[string]string) {
-	for key, reason := range now {
-		if c.refused[key] != reason {
-			c.log.Warn("object refused", "object", key, "reason", reason)
+// tellRefused keeps what cannot run where status and describe find it.
+func (c *cluster) tellRefused(objects []object.Object, now map[string]string) error {
+	if maps.Equal(now, c.refused) {
+		return nil
+	}
+	list := []parts.Refused{}
+	for _, o := range objects {
+		reason, ok := now[o.Key()]
+		if !ok {
+			continue
+		}
+		list = append(list, parts.Refused{
+			Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, File: o.Source.File, Line: o.Source.Line, Reason: reason,
+		})
+		if c.refused[o.Key()] != reason {
+			c.log.Warn("object refused", "object", o.Key(), "reason", reason)
 		}
 	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode what is refused: %w", err)
+	}
 	c.refused = now
+	return atomicfile.Write(c.demo.RefusedFile(), text)
 }
 
 // write makes the folder hold exactly these files.

@@ -13,9 +13,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"weir.dev/weir/cli/internal/atomicfile"
 	"weir.dev/weir/cli/internal/demo/control"
+	"weir.dev/weir/cli/internal/demo/controller"
 	"weir.dev/weir/cli/internal/exit"
 	"weir.dev/weir/cli/internal/parts"
 	"weir.dev/weir/engine/object"
@@ -196,6 +199,9 @@ func writeOne(d parts.Demo, doc document, create bool) (done string, err error) 
 	if k.name == object.KindNode {
 		return "", errors.New("nodes are the demo's own: it has n1, n2 and n3")
 	}
+	if reason := unrunnable(o); reason != "" {
+		return "", fmt.Errorf("%s refused: %s", k.full(o.Name), reason)
+	}
 	written, err := read(d.Manifests())
 	if err != nil {
 		return "", err
@@ -220,6 +226,19 @@ func writeOne(d parts.Demo, doc document, create bool) (done string, err error) 
 		done = "configured"
 	}
 	return done, atomicfile.Write(path, doc.text)
+}
+
+// unrunnable says why the demo cannot run what the object asks for, or nothing.
+func unrunnable(o object.Object) string {
+	switch v := o.Value.(type) {
+	case *corev1.Pod:
+		return controller.Runnable(v)
+	case *appsv1.Deployment:
+		if reason := controller.Runnable(&corev1.Pod{Spec: v.Spec.Template.Spec}); reason != "" {
+			return "spec.template." + reason
+		}
+	}
+	return ""
 }
 
 func (k kind) pluralGroup() string {

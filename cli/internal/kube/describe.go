@@ -12,6 +12,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weir.dev/weir/cli/internal/exit"
+	"weir.dev/weir/cli/internal/parts"
+	"weir.dev/weir/engine/object"
 )
 
 func describeCommand() *cobra.Command {
@@ -31,6 +33,10 @@ func describeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			refused, err := refusals(d)
+			if err != nil {
+				return err
+			}
 			found := 0
 			for _, e := range all {
 				if (!k.cluster && e.Namespace != namespaceOf(cmd)) || len(names) > 0 && !slices.Contains(names, e.Name) {
@@ -39,7 +45,7 @@ func describeCommand() *cobra.Command {
 				if found++; found > 1 {
 					fmt.Fprint(cmd.OutOrStdout(), "\n\n")
 				}
-				if err := describe(cmd.OutOrStdout(), e); err != nil {
+				if err := describe(cmd.OutOrStdout(), e, refused[e.Key()]); err != nil {
 					return err
 				}
 			}
@@ -57,7 +63,20 @@ func describeCommand() *cobra.Command {
 	return cmd
 }
 
-func describe(w io.Writer, e entry) error {
+// refusals are the controller's reasons by object.
+func refusals(d parts.Demo) (map[string]string, error) {
+	list, err := d.Refused()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for _, r := range list {
+		out[object.Object{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}.Key()] = r.Reason
+	}
+	return out, nil
+}
+
+func describe(w io.Writer, e entry, refused string) error {
 	line := func(name, value string) { fmt.Fprintf(w, "%-14s%s\n", name+":", value) }
 	line("Name", e.Name)
 	if e.Namespace != "" {
@@ -65,6 +84,9 @@ func describe(w io.Writer, e entry) error {
 	}
 	line("Kind", e.Kind+" ("+e.APIVersion+")")
 	line("Source", e.Source.String())
+	if refused != "" {
+		line("Refused", refused)
+	}
 	if set := labelsOf(e); len(set) > 0 {
 		line("Labels", labels.FormatLabels(set))
 	}

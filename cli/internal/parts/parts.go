@@ -3,6 +3,7 @@
 package parts
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -78,6 +79,35 @@ func (d Demo) Pods() string { return filepath.Join(d.Dir, "pods") }
 // the log of each container.
 func (d Demo) Pod(namespace, name string) string {
 	return filepath.Join(d.Pods(), namespace+"_"+name)
+}
+
+// Refused is an object that the demo's controller cannot run, and why.
+type Refused struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	File      string `json:"file"`
+	Line      int    `json:"line"`
+	Reason    string `json:"reason"`
+}
+
+// RefusedFile is where the controller keeps what it refuses now.
+func (d Demo) RefusedFile() string { return filepath.Join(d.Dir, "refused.json") }
+
+// Refused lists what the controller refuses now.
+func (d Demo) Refused() ([]Refused, error) {
+	text, err := os.ReadFile(d.RefusedFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // it has refused nothing yet
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what the controller refuses: %w", err)
+	}
+	var out []Refused
+	if err := json.Unmarshal(text, &out); err != nil {
+		return nil, fmt.Errorf("read what the controller refuses: %w", err)
+	}
+	return out, nil
 }
 
 // Parts lists the parts of one service (nats, identity, policy, enforcer,

@@ -96,6 +96,15 @@ func collect(ctx context.Context, d parts.Demo) (*Report, error) {
 		wg.Go(func() { r.Parts[i] = answer(ctx, d, q.part, q.ask, &got) })
 	}
 	wg.Wait()
+	refused, err := d.Refused()
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range refused {
+		got.refused = append(got.refused, &identityv1.RefusedObject{
+			Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, File: o.File, Line: uint32(o.Line), Reason: o.Reason,
+		})
+	}
 	r.fill(&got)
 	return r, nil
 }
