@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,7 +117,53 @@ func TestKeepAlive(t *testing.T) {
 	p.policy(ruleSet, ruleSet)
 	request(t, c, "with rules again")
 	p.policy(datapath.Allow, datapath.Deny)
-	if _, err := exchange(p.client.namespace, netip.AddrPortFrom(p.client.v4, p.port+1000), server); err == nil {
+	if _, err := exchange(p.client.namespace, netip.AddrPortFrom(p.client.v4, p.port+1000), server, refusal); err == nil {
 		t.Error("a new connection is answered though denied")
+	}
+}
+
+// Connections open, talk and close through both proxies while the word moves
+// all the time; the policy says the same under every word, so none may notice.
+func TestFlipsUnderLoad(t *testing.T) {
+	const clients, requests = 8, 40
+	n := newNode(t)
+	p := newPair(t, n, n)
+	p.policy(ruleSet, ruleSet)
+	server := netip.AddrPortFrom(p.server.v4, 80)
+	stop := make(chan struct{})
+	var flips, load sync.WaitGroup
+	flips.Go(func() {
+		for word := p.word; ; word++ {
+			select {
+			case <-stop:
+				return
+			default:
+				n.flip(word)
+			}
+		}
+	})
+	failed := make(chan error, clients*requests)
+	for i := range clients {
+		load.Go(func() {
+			for r := range requests {
+				from := netip.AddrPortFrom(p.client.v4, uint16(33000+i*1000+r))
+				if _, err := exchange(p.client.namespace, from, server, oneSYN); err != nil {
+					failed <- err
+				}
+			}
+		})
+	}
+	load.Wait()
+	close(stop)
+	flips.Wait()
+	close(failed)
+	for err := range failed {
+		t.Error(err)
+	}
+	if got := p.in.conns.Load(); got != clients*requests || p.out.conns.Load() != got {
+		t.Errorf("weir-in saw %d connections and weir-out %d, want %d", got, p.out.conns.Load(), clients*requests)
+	}
+	if t.Failed() {
+		n.logDrops(t)
 	}
 }

@@ -106,8 +106,12 @@ func (p *pair) try(t *testing.T, v6 bool, egress, ingress uint32) {
 func (p *pair) reach(t *testing.T, client, server netip.AddrPort, egress, ingress uint32) {
 	t.Helper()
 	in, out := p.in.conns.Load(), p.out.conns.Load()
-	got, err := exchange(p.client.namespace, client, server)
+	limit := oneSYN
 	denied := egress == datapath.Deny || ingress == datapath.Deny
+	if denied {
+		limit = refusal
+	}
+	got, err := exchange(p.client.namespace, client, server, limit)
 	want := client.String() + " hello"
 	switch {
 	case denied && err == nil:
@@ -129,9 +133,17 @@ func (p *pair) reach(t *testing.T, client, server netip.AddrPort, egress, ingres
 	}
 }
 
+// How long to wait for a connection that ought to be refused, and for one that
+// ought not to: less than a second, after which a lost SYN would be sent again.
+const (
+	refusal = 200 * time.Millisecond
+	oneSYN  = 900 * time.Millisecond
+)
+
 // exchange says hello on a new connection, twice, and returns the last answer.
-func exchange(ns *namespace, from, to netip.AddrPort) (string, error) {
-	c, err := ns.dial(from, to, false, 200*time.Millisecond)
+// It waits for the connection until limit.
+func exchange(ns *namespace, from, to netip.AddrPort, limit time.Duration) (string, error) {
+	c, err := ns.dial(from, to, false, limit)
 	if err != nil {
 		return "", err
 	}

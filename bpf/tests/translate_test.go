@@ -143,11 +143,11 @@ func TestP4(t *testing.T) {
 		from := func(a netip.Addr) netip.AddrPort { word++; word++; return netip.AddrPortFrom(a, uint16(30000+word)) }
 		t.Run(family+"/only the node is admitted", func(t *testing.T) {
 			admit(t, peerHost, datapath.Allow)
-			if got, err := exchange(o.namespace, from(o.own[v6]), nodePort); err == nil {
+			if got, err := exchange(o.namespace, from(o.own[v6]), nodePort, refusal); err == nil {
 				t.Errorf("a stranger is answered %q through the NodePort", got)
 			}
 			n.wantDrop(t, datapath.ReasonNoRule, peerWorld)
-			if _, err := exchange(n.namespace, from(o.node[v6]), direct); err != nil {
+			if _, err := exchange(n.namespace, from(o.node[v6]), direct, oneSYN); err != nil {
 				t.Errorf("the node itself is not answered: %v", err)
 			}
 		})
@@ -161,7 +161,7 @@ func TestP4(t *testing.T) {
 			echo(t, c, "before")
 			admit(t, peerWorld, datapath.Allow)
 			echo(t, c, "after")
-			if got, err := exchange(n.namespace, from(o.node[v6]), direct); err == nil {
+			if got, err := exchange(n.namespace, from(o.node[v6]), direct, refusal); err == nil {
 				t.Errorf("the node is answered %q", got)
 			}
 		})
@@ -177,7 +177,7 @@ func TestP4(t *testing.T) {
 			admit(t, peerWorld, ruleSet)
 			echo(t, c, "after")
 			admit(t, peerHost, ruleSet)
-			if _, err := exchange(n.namespace, from(o.node[v6]), direct); err != nil {
+			if _, err := exchange(n.namespace, from(o.node[v6]), direct, oneSYN); err != nil {
 				t.Errorf("the node itself is not answered: %v", err)
 			}
 			if got := in.conns.Load() - before; got != 2 {
