@@ -47,6 +47,13 @@ func start(t *testing.T) *Registry {
 	if err := r.log.EnsureGeneration(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	rev, _, err := r.log.Put(t.Context(), statelog.NamespaceKey("default"), &identityv1.Namespace{Name: "default"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := view.WaitFor(t.Context(), rev); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "the replica replays", r.Ready, view.Changed, book.Changed)
 	return r
 }

@@ -30,7 +30,7 @@ import (
 )
 
 // podWait is how long Register waits for a pod that the source does not have
-// yet: the runtime may be faster than the source.
+// yet, or a namespace that the log does not: the runtime may be faster.
 const podWait = 2 * time.Second
 
 // tries bounds how often Register begins again because the identity left the
@@ -40,6 +40,7 @@ const tries = 4
 // Errors that callers tell apart.
 var (
 	ErrPod       = errors.New("the pod is not known or not bound to this node")
+	ErrNamespace = errors.New("the pod's namespace is not in the state log")
 	ErrMalformed = errors.New("the request is malformed")
 )
 
@@ -119,6 +120,9 @@ func (r *Registry) Register(ctx context.Context, node string, req *identityv1.Re
 	}
 	pod, err := r.podOf(ctx, node, req.GetNamespace(), req.GetName(), req.GetPodUid())
 	if err != nil {
+		return nil, err
+	}
+	if err := r.awaitNamespace(ctx, pod.Namespace); err != nil {
 		return nil, err
 	}
 	content, hash, err := Encode(object.PodIdentity(r.cluster, pod))
@@ -210,6 +214,27 @@ func (r *Registry) podOf(ctx context.Context, node, namespace, name, uid string)
 			return nil, fmt.Errorf("%w: pod %s/%s has uid %q, not %q", ErrPod, namespace, name, pod.UID, uid)
 		}
 		return nil, fmt.Errorf("%w: pod %s/%s is bound to no node yet", ErrPod, namespace, name)
+	}
+}
+
+// awaitNamespace returns when the log has the namespace: an identity in one
+// without labels could not be judged, so its pod would stay closed.
+func (r *Registry) awaitNamespace(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	for {
+		changed := r.view.Changed()
+		if err := r.view.Ready(); err != nil {
+			return err
+		}
+		if _, ok := r.view.Get(statelog.NamespaceKey(name)); ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s; does the source have a Namespace of that name?", ErrNamespace, name)
+		}
 	}
 }
 

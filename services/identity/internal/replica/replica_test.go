@@ -45,7 +45,9 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	return &cluster{t: t, nats: natstest.Start(t), dir: t.TempDir()}
+	c := &cluster{t: t, nats: natstest.Start(t), dir: t.TempDir()}
+	c.write("ns", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n")
+	return c
 }
 
 func (c *cluster) write(name, format string, args ...any) {

@@ -84,7 +84,7 @@ func codeOf(err error) error {
 		return nil
 	case errors.Is(err, registry.ErrMalformed):
 		code = codes.InvalidArgument
-	case errors.Is(err, registry.ErrPod):
+	case errors.Is(err, registry.ErrPod), errors.Is(err, registry.ErrNamespace):
 		code = codes.FailedPrecondition
 	case errors.Is(err, address.ErrOwned):
 		code = codes.AlreadyExists
