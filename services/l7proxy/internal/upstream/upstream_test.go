@@ -157,7 +157,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	pool, _ := loop(t, netns)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	f := proxy.Flow{Client: netip.MustParseAddrPort("127.7.7.7:1"), Server: netip.MustParseAddrPort("192.0.2.1:1")}
+	f := proxy.Flow{Client: netip.MustParseAddrPort("10.7.7.7:1"), Server: netip.MustParseAddrPort("192.0.2.1:1")}
 	if _, err := (Dialer{pool}).Dial(ctx, f); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want a time-out", err)
 	}
