@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -336,6 +337,32 @@ func TestRestartAdoptsWhatIsThere(t *testing.T) {
 	}
 	if _, err := f.server.CollectEndpoints(t.Context(), &enforcerv1.CollectEndpointsRequest{}); err != nil || len(f.registry.List()) != 0 {
 		t.Errorf("collected with nothing valid: %v, left %+v", err, f.registry.List())
+	}
+}
+
+func TestProgramsThatSomebodyTookOffComeBack(t *testing.T) {
+	f := start(t)
+	done := f.add(t.Context(), request("c1", "app1", "veth1", "10.1.0.1"))
+	f.awaitRegistered("app1")
+	f.force(t)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	delete(f.attached, 7)
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- f.server.Run(ctx) }()
+	for f.Attached(7) != nil {
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if err := f.server.Attached(); err != nil {
+		t.Errorf("not ready: %v", err)
 	}
 }
 

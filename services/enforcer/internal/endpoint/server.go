@@ -58,8 +58,9 @@ type Server struct {
 	release    chan struct{} // capacity 1: there are releases to do
 	addDone    func(took time.Duration)
 
-	mu   sync.Mutex
-	busy map[Key]*turn
+	mu       sync.Mutex
+	busy     map[Key]*turn
+	unjudged error // endpoints whose programs are not in place
 }
 
 // turn lets one call at a time touch an endpoint.
@@ -302,9 +303,58 @@ func (s *Server) Adopt() error {
 	return nil
 }
 
-// Run gives the addresses of removed pods back, and asks for the labels of
-// relabelled ones, until ctx ends. What cannot be done while weir-identity is
-// away is tried again.
+// Attached errs while programs of some endpoint are not in place.
+func (s *Server) Attached() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unjudged
+}
+
+// reattach puts programs back that somebody took off. What is not in place then
+// (another program came before ours, say) is told by Attached.
+func (s *Server) reattach() {
+	var errs []error
+	for _, e := range s.registry.List() {
+		if err := s.reattachOne(e.Key); err != nil {
+			errs = append(errs, fmt.Errorf("%s of %s/%s: %w", e.HostInterface, e.Namespace, e.Pod, err))
+		}
+	}
+	err := errors.Join(errs...)
+	s.mu.Lock()
+	news := err != nil && s.unjudged == nil
+	s.unjudged = err
+	s.mu.Unlock()
+	if news {
+		s.log.Error("endpoints are not judged", logkey.Error, err)
+	}
+}
+
+func (s *Server) reattachOne(key Key) error {
+	defer s.lock(key)()
+	e, ok := s.registry.Find(key)
+	if !ok {
+		return nil
+	}
+	if ifindex, _, err := s.links.Veth(e.HostInterface); err != nil || ifindex != e.Ifindex {
+		return nil // the pod is gone, and its DEL under way
+	}
+	missing := s.kernel.Attached(e.Ifindex)
+	if missing == nil {
+		return nil
+	}
+	if err := s.kernel.Attach(e.Ifindex); err != nil {
+		return err
+	}
+	if err := s.kernel.Attached(e.Ifindex); err != nil {
+		return err
+	}
+	s.log.Warn("programs attached again", logkey.Namespace, e.Namespace, logkey.Pod, e.Pod, logkey.Error, missing)
+	return nil
+}
+
+// Run gives the addresses of removed pods back, asks for the labels of
+// relabelled ones, and looks after the programs of all, until ctx ends. What
+// cannot be done while weir-identity is away is tried again.
 func (s *Server) Run(ctx context.Context) error {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
@@ -312,6 +362,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if err := errors.Join(s.releaseAll(ctx), s.askLabels(ctx)); err != nil {
 			s.log.Error("endpoints not written down", logkey.Error, err)
 		}
+		s.reattach()
 		select {
 		case <-ctx.Done():
 			return nil

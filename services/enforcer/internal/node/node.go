@@ -263,6 +263,7 @@ func (e *enforcer) offer(context.Context) (err error) {
 	}
 	enforcerv1.RegisterEndpointServiceServer(e.cni.Registrar(), e.endpoints)
 	for _, s := range []*kitserver.Server{e.people, e.cni} {
+		s.ReadyCheck("programs", e.endpoints.Attached)
 		s.ReadyCheck("policy", func() error {
 			if !e.policy.Status().Complete {
 				return errors.New("no complete policy state since the start")
