@@ -48,6 +48,7 @@ func at(name string) *demo {
 func up(t *testing.T, name string) *demo {
 	t.Helper()
 	d := at(name)
+	name = d.name
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, part := range []string{"demo", "enforcer-n1", "enforcer-n2", "policy-0", "identity-0"} {
@@ -120,6 +121,7 @@ func (d *demo) running(t *testing.T, want int) []corev1.Pod {
 	t.Helper()
 	var pods corev1.PodList
 	d.await(t, "the pods run", func() bool {
+		pods = corev1.PodList{} // decoding leaves what the text does not name
 		if err := json.Unmarshal([]byte(d.weir(t, 0, "get", "pods", "-o", "json")), &pods); err != nil {
 			t.Fatal(err)
 		}

@@ -36,7 +36,7 @@ type machine map[string]bool
 func look(t *testing.T) machine {
 	t.Helper()
 	m := machine{}
-	for _, dir := range []string{"/run/netns", "/run/weir/demo/" + leaver, "/sys/fs/bpf", "/dev/shm"} {
+	for _, dir := range []string{"/run/netns", at(leaver).dir, "/sys/fs/bpf", "/dev/shm"} {
 		files(t, m, dir)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

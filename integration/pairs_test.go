@@ -47,7 +47,7 @@ type side int
 const (
 	deny side = iota
 	allow
-	http
+	byHTTP
 )
 
 func (s side) String() string { return [...]string{"deny", "allow", "HTTP"}[s] }
@@ -58,7 +58,7 @@ func (s side) policyOf(name, subject, direction, peers, peer string) string {
 		peer = "nobody"
 	}
 	rules := ""
-	if s == http {
+	if s == byHTTP {
 		rules = "\n          rules: {http: [{method: GET, path: /public}]}"
 	}
 	return fmt.Sprintf(`
@@ -80,9 +80,9 @@ func TestNinePairs(t *testing.T) {
 	d := up(t, "it-pairs")
 	d.apply(t, pairsPods)
 	pods := d.running(t, 3)
-	for _, egress := range []side{deny, allow, http} {
+	for _, egress := range []side{deny, allow, byHTTP} {
 		d.policy(t, "egress", egress.policyOf("egress", "client", "egress", "toEndpoints", "server"))
-		for _, ingress := range []side{deny, allow, http} {
+		for _, ingress := range []side{deny, allow, byHTTP} {
 			d.policy(t, "ingress", ingress.policyOf("ingress", "server", "ingress", "fromEndpoints", "client"))
 			for _, server := range []string{"near", "far"} {
 				t.Run(fmt.Sprintf("%v egress, %v ingress, %s", egress, ingress, server), func(t *testing.T) {
@@ -115,7 +115,7 @@ func expected(egress, ingress side, path string) answer {
 	switch {
 	case egress == deny || ingress == deny:
 		return timedOut()
-	case path == "/private" && (egress == http || ingress == http):
+	case path == "/private" && (egress == byHTTP || ingress == byHTTP):
 		return denied()
 	}
 	return served(path)
