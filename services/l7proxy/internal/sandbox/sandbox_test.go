@@ -66,13 +66,15 @@ const (
 	bpfMapByID = 14
 )
 
-func openAny(paths ...string) error {
+// openAny opens the first that there is.
+func openAny(paths ...string) (err error) {
 	for _, p := range paths {
-		if f, err := os.Open(p); err == nil {
-			return errors.Join(f.Close(), nil)
+		var f *os.File
+		if f, err = os.Open(p); err == nil {
+			return f.Close()
 		}
 	}
-	return os.ErrNotExist
+	return err
 }
 
 // listRoot: even a look around needs a call that is not there.
@@ -189,24 +191,14 @@ func TestP20WorkerCanLookUpAndNothingElse(t *testing.T) {
 	if err := errors.Join(release.Close(), cmd.Wait(), decodeErr); err != nil {
 		t.Fatalf("worker: %v\n%s", err, stderr.String())
 	}
-	want := report{
-		"look up in the map": "",
-		"open a bpffs":       os.ErrNotExist.Error(),
-		"write the root":     "open /x: " + unix.EROFS.Error(),
-	}
 	for name := range attempts() {
-		w, ok := want[name]
-		if !ok {
-			w = unix.EPERM.Error()
-		}
-		if name == "list the root" {
-			w = got[name]
-			if !strings.Contains(w, unix.EPERM.Error()) {
-				t.Errorf("%s: %q, want %v", name, w, unix.EPERM)
+		switch {
+		case name == "look up in the map":
+			if got[name] != "" {
+				t.Errorf("%s: %s", name, got[name])
 			}
-		}
-		if got[name] != w {
-			t.Errorf("%s: %q, want %q", name, got[name], w)
+		case !strings.HasSuffix(got[name], unix.EPERM.Error()):
+			t.Errorf("%s: %q, want %q", name, got[name], unix.EPERM)
 		}
 	}
 	var value uint64

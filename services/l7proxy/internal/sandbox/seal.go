@@ -55,8 +55,8 @@ const (
 
 // policy allows what the runtime of Go and the worker need: memory, threads,
 // the poller, and sockets that are there already. There is no way in it to open
-// a socket of one's own, to mount, to trace, to start a program, or to change a
-// map.
+// a file or a socket of one's own, to mount, to trace, to start a program, or to
+// change a map.
 func policy() seccomp.Policy {
 	return seccomp.Policy{
 		DefaultAction: seccomp.ActionErrno,
@@ -75,8 +75,6 @@ func policy() seccomp.Policy {
 				"read", "write", "readv", "writev", "pread64", "close", "fcntl", "dup", "dup3", "fstat", "lseek", "splice", "ppoll",
 				"accept4", "bind", "connect", "getsockname", "getpeername", "getsockopt", "setsockopt", "shutdown",
 				"recvfrom", "sendto", "recvmsg", "sendmsg",
-				// in a root that is empty
-				"openat", "newfstatat", "readlinkat",
 			}},
 			{Action: seccomp.ActionAllow, NamesWithCondtions: []seccomp.NameWithConditions{
 				{Name: "bpf", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.Equal, Value: bpfLookup}}},
