@@ -200,16 +200,19 @@ func (j *judge) request(out *Judgement, row merge.RowKey, id rule.ID) error {
 	if !ok {
 		return fmt.Errorf("explain: rule set %s is not there", id)
 	}
-	matcher, err := httprule.Compile(set.Rules)
+	guard, err := httprule.NewGuard(set.Rules)
 	if err != nil {
 		return fmt.Errorf("explain: rule set %s: %w", id, err)
 	}
 	what := j.flow.Request.Method + " " + j.flow.Request.Path
-	n, ok := matcher.Match(*j.flow.Request)
+	n, ok, ambiguous := guard.Match(*j.flow.Request)
 	if !ok {
 		out.Request = Deny
 		out.SelectedBy = j.isolating(row)
 		out.Reason = fmt.Sprintf("no HTTP rule lets %s pass; the connection is opened by %s", what, port)
+		if ambiguous {
+			out.Reason = fmt.Sprintf("servers read the path of %s in several ways, so no pattern lets it pass; the connection is opened by %s", what, port)
+		}
 		return nil
 	}
 	out.Request = Allow

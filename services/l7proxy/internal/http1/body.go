@@ -334,3 +334,15 @@ func copyTrailers(w *chunkWriter, r *Reader) error {
 	w.buf = append(appendFields(w.buf, fields), "\r\n"...)
 	return nil
 }
+
+func hex(c byte) (byte, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0', true
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10, true
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10, true
+	}
+	return 0, false
+}

@@ -34,7 +34,6 @@ func FuzzRequest(f *testing.F) {
 		if r.ParseRequest(b[:n]) != nil {
 			return
 		}
-		_ = Ambiguous(r.Target)
 		out := r.AppendHead(nil)
 		if k, err := HeadLen(out, 0); err != nil || k != len(out) {
 			t.Fatalf("%q is passed on as %q: head of %d, %v", b[:n], out, k, err)

@@ -187,27 +187,6 @@ func TestRequestsThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestAmbiguous(t *testing.T) {
-	plain := []string{
-		"/", "/a/b", "/a.b/.well-known/c..d", "/a%20b", "/%C3%A4", "/a;b=c/d", "/a?../b", "/a?%00", "*", "/a//b", "/a%25", "/...x", "/%41",
-	}
-	ambiguous := []string{
-		"/.", "/..", "/a/../b", "/a/./b", "/%2e", "/a/%2E%2e/b", "/.%2e/", "/..;/b", "/..;a=b/c", "/..%3b/a", "/a/..%3Bx/b", "/.;/",
-		"/a%2fb", "/a%2Fb", "/a%5cb", `/a\b`, "/a%00", "/a%0a", "/a%7f", "/a%", "/a%2", "/a%zz", "/%u002e", "/a%252e", "/a%2525g", "/a%252fb",
-		"/%c0%ae", "/%c0%af", "/%ff", "/%ef%bc%8e", "/%EF%BC%8F", "/... /a", "/.%20/a", "/..%20", "/..?x",
-	}
-	for _, p := range plain {
-		if Ambiguous(p) {
-			t.Errorf("%q is ambiguous", p)
-		}
-	}
-	for _, p := range ambiguous {
-		if !Ambiguous(p) {
-			t.Errorf("%q is not ambiguous", p)
-		}
-	}
-}
-
 func TestResponses(t *testing.T) {
 	tests := []struct {
 		name, head, method string

@@ -8,5 +8,5 @@ import (
 
 // What parses strangers' bytes reaches nothing but its readers and writers.
 func TestImports(t *testing.T) {
-	deptest.OnlyImports(t, "bytes", "errors", "fmt", "io", "strconv", "strings", "sync", "unicode/utf8")
+	deptest.OnlyImports(t, "bytes", "errors", "fmt", "io", "strconv", "strings", "sync")
 }

@@ -3,7 +3,7 @@
 //
 // A rule set is compiled once, when it becomes known, and then only read. A
 // number that is not known, and a rule set that cannot be compiled, let
-// nothing pass. The package imports engine/httprule, engine/rule, http1 and
+// nothing pass. The package imports engine/httprule, engine/rule and
 // the standard library. A Table may be used by any number of goroutines.
 package rules
 
@@ -16,7 +16,6 @@ import (
 
 	"weir.dev/weir/engine/httprule"
 	"weir.dev/weir/engine/rule"
-	"weir.dev/weir/services/l7proxy/internal/http1"
 )
 
 // Reasons of denials.
@@ -34,74 +33,39 @@ type Decision struct {
 
 // A Set is a compiled rule set: every one of its parts must let a request pass.
 // A Set without parts lets none pass.
-type Set struct{ parts []part }
-
-// part is one rule set of the policy.
-type part struct {
-	all *httprule.Matcher
-	// exact has the rules that name no path or exactly one, which is all that
-	// judges an ambiguous path. numbers has their indices in all.
-	exact   *httprule.Matcher
-	numbers []int
-}
+type Set struct{ parts []*httprule.Guard }
 
 // Compile makes a Set that demands all of the given rule sets.
 func Compile(all [][]rule.HTTPRule) (*Set, error) {
 	s := &Set{}
 	for i, rules := range all {
-		p, err := compilePart(rules)
+		g, err := httprule.NewGuard(rules)
 		if err != nil {
 			return nil, fmt.Errorf("part %d: %w", i, err)
 		}
-		s.parts = append(s.parts, p)
+		s.parts = append(s.parts, g)
 	}
 	return s, nil
 }
 
-func compilePart(rules []rule.HTTPRule) (part, error) {
-	var p part
-	var err error
-	if p.all, err = httprule.Compile(rules); err != nil {
-		return part{}, err
-	}
-	var exact []rule.HTTPRule
-	for i, r := range rules {
-		if r.Path == nil || httprule.Literal(*r.Path) {
-			exact = append(exact, r)
-			p.numbers = append(p.numbers, i)
-		}
-	}
-	p.exact, err = httprule.Compile(exact)
-	return p, err
-}
-
-// Judge decides a request.
+// Judge decides a request. The rule of a Decision is one of the first part.
 func (s *Set) Judge(r httprule.Request) Decision {
-	d := Decision{Rule: -1, Reason: ReasonDenied}
-	ambiguous := http1.Ambiguous(r.Path)
+	d := Decision{Allowed: len(s.parts) > 0, Rule: -1}
 	for i, p := range s.parts {
-		var index int
-		var ok bool
-		if ambiguous {
-			if index, ok = p.exact.Match(r); ok {
-				index = p.numbers[index]
-			} else if _, pattern := p.all.Match(r); pattern {
-				return Decision{Rule: -1, Reason: ReasonAmbiguous}
-			}
-		} else {
-			index, ok = p.all.Match(r)
-		}
-		if !ok {
+		index, ok, ambiguous := p.Match(r)
+		switch {
+		case ambiguous:
+			return Decision{Rule: -1, Reason: ReasonAmbiguous}
+		case !ok:
 			return Decision{Rule: -1, Reason: ReasonDenied}
-		}
-		if i == 0 {
+		case i == 0:
 			d.Rule = index
 		}
 	}
-	if len(s.parts) == 0 {
-		return d
+	if !d.Allowed {
+		d.Reason = ReasonDenied
 	}
-	return Decision{Allowed: true, Rule: d.Rule}
+	return d
 }
 
 // A Table holds Sets by their numbers. The zero Table holds none.

@@ -11,7 +11,7 @@ import (
 
 func TestImports(t *testing.T) {
 	deptest.OnlyImports(t, "fmt", "maps", "slices", "sync", "sync/atomic",
-		"weir.dev/weir/engine/httprule", "weir.dev/weir/engine/rule", "weir.dev/weir/services/l7proxy/internal/http1")
+		"weir.dev/weir/engine/httprule", "weir.dev/weir/engine/rule")
 }
 
 func str(s string) *string { return &s }

@@ -1,0 +1,46 @@
+package httprule
+
+import "weir.dev/weir/engine/rule"
+
+// A Guard matches requests as they are enforced: an ambiguous path is matched
+// only by rules that name no path, or exactly one. A pattern would have judged
+// another path than the server may serve.
+type Guard struct {
+	all *Matcher
+	// exact has the rules that may match an ambiguous path; numbers their
+	// indices in all.
+	exact   *Matcher
+	numbers []int
+}
+
+// NewGuard makes the Guard of a rule set's rules. An error is a *RuleError.
+func NewGuard(rules []rule.HTTPRule) (*Guard, error) {
+	g := &Guard{}
+	var err error
+	if g.all, err = Compile(rules); err != nil {
+		return nil, err
+	}
+	var exact []rule.HTTPRule
+	for i, r := range rules {
+		if r.Path == nil || Literal(*r.Path) {
+			exact = append(exact, r)
+			g.numbers = append(g.numbers, i)
+		}
+	}
+	g.exact, err = Compile(exact)
+	return g, err
+}
+
+// Match returns the index of the first rule that lets the request pass. If none
+// does, ambiguous says that a pattern would, were the path not ambiguous.
+func (g *Guard) Match(r Request) (index int, ok, ambiguous bool) {
+	if !Ambiguous(r.Path) {
+		index, ok = g.all.Match(r)
+		return index, ok, false
+	}
+	if index, ok = g.exact.Match(r); ok {
+		return g.numbers[index], true, false
+	}
+	_, ambiguous = g.all.Match(r)
+	return 0, false, ambiguous
+}
