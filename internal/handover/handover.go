@@ -6,9 +6,11 @@
 // The enforcer listens on <run-dir>/handover.sock. A proxy connects and gets an
 // Offer; it answers Accepting as soon as it accepts connections, and says
 // Retiring before it stops. The enforcer lets a proxy go with Retire, when
-// another accepts beside it, or when it retires and the enforcer itself accepts
-// again. A connection that ends says that its peer is dead. No message gives a
-// right over the other side: the socket is the machine's root's alone.
+// another accepts beside it, or when it retires. A proxy that was let go sends
+// its Connections, each between two requests; the enforcer passes them to the
+// proxy that accepts, or keeps them until one does. A connection that ends says
+// that its peer is dead. No message gives a right over the other side: the
+// socket is the machine's root's alone.
 //
 // It imports the standard library and x/sys. A Conn may be used by one sender
 // and one receiver at a time.
@@ -23,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +41,10 @@ const (
 	Retire    Kind = "retire"    // enforcer → proxy: stop accepting, end
 	Want      Kind = "want"      // worker → parent: Count sockets of Namespace and Family
 	Sockets   Kind = "sockets"   // parent → worker: they are the message's files
+	// Connection is a proxied connection of Namespace, on its way from one
+	// worker by its parent and the enforcer to another: the client's socket and
+	// the server's are the message's files.
+	Connection Kind = "connection"
 )
 
 // A File says what a passed file is.
@@ -199,6 +206,9 @@ func (c *Conn) Receive() (Message, []*os.File, error) {
 	if err == nil && m.Kind == Offer && len(m.Files) != len(files) {
 		err = fmt.Errorf("%w: %d named, %d passed", ErrFiles, len(m.Files), len(files))
 	}
+	if err == nil && m.Kind == Connection && len(files) != 2 {
+		err = fmt.Errorf("%w: a connection has 2, %d passed", ErrFiles, len(files))
+	}
 	if err != nil {
 		CloseAll(files)
 		return Message{}, nil, fmt.Errorf("receive message: %w", err)
@@ -225,6 +235,28 @@ func parseRights(oob []byte) ([]*os.File, error) {
 		}
 	}
 	return files, nil
+}
+
+// Forward sends a received message on, and closes its files here.
+func (c *Conn) Forward(m Message, files []*os.File) error {
+	defer CloseAll(files)
+	fds := make([]uintptr, len(files))
+	for i, f := range files {
+		fds[i] = Descriptor(f)
+	}
+	return c.Send(m, fds...)
+}
+
+// Descriptor returns a file's descriptor. It leaves O_NONBLOCK alone, which all
+// who have the file share, as File.Fd does not.
+func Descriptor(f syscall.Conn) (fd uintptr) {
+	fd = ^uintptr(0) // of a closed file
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fd
+	}
+	_ = raw.Control(func(n uintptr) { fd = n }) // closed meanwhile
+	return fd
 }
 
 // CloseAll closes files that are not needed.

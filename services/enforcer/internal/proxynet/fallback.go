@@ -36,14 +36,25 @@ func newFallback(p *ProxyNet) *fallback {
 	return f
 }
 
-// control starts and stops answering as proxies come and go.
+// control starts and stops answering as proxies come and go. It does not begin
+// while the next proxy is waited for.
 func (f *fallback) control(ctx context.Context) error {
 	answering := true
+	waited := time.NewTimer(0)
+	defer waited.Stop()
 	for {
-		if want := !f.p.Connected(); want != answering {
+		connected, waits := f.p.Connected(), f.p.waits()
+		if want := !connected && waits == 0; want != answering {
 			answering = want
 			f.set(answering)
-			f.p.log.Info("proxy changed", "accepting", !answering)
+			f.p.log.Info("proxy changed", "accepting", connected, "answering", answering)
+		}
+		if answering {
+			f.p.letGo()
+		}
+		waited.Reset(max(waits, time.Millisecond))
+		if waits == 0 {
+			waited.Stop()
 		}
 		select {
 		case <-ctx.Done():
@@ -51,6 +62,7 @@ func (f *fallback) control(ctx context.Context) error {
 			f.each(func(ln *net.TCPListener) error { return ln.SetDeadline(past) })
 			return nil
 		case <-f.p.changed:
+		case <-waited.C:
 		}
 	}
 }

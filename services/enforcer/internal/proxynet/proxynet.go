@@ -8,7 +8,8 @@
 // belong to the enforcer and are handed to the proxy beside it, with a read-only
 // conntrack map and a sealed copy of the live word, on <run-dir>/handover.sock.
 // As long as no proxy accepts on them the enforcer answers 503 itself. It never
-// parses a request: it answers whatever comes.
+// parses a request: it answers whatever comes. A proxy that retires hands its
+// idle connections over; they, and new ones, wait a moment for the next proxy.
 //
 // It imports bpf/datapath, internal/handover, internal/logkey, cilium/ebpf,
 // netlink, netns and x/sys. A ProxyNet's methods may be called by any goroutine.
@@ -23,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sync/errgroup"
@@ -46,6 +48,9 @@ type Config struct {
 	RunDir   string // netns/weir-in, netns/weir-out and handover.sock lie in it
 	MTU      int    // the smallest of the node's pods; 0: 1500
 	Datapath Datapath
+	// Successor is how long clients wait for a proxy that retired to be
+	// replaced, before they are answered 503. 0: 10 s.
+	Successor time.Duration
 }
 
 // Handles are what the datapath must know of the namespaces.
@@ -67,11 +72,16 @@ type ProxyNet struct {
 	proxies map[*proxyConn]struct{}
 	steered bool // the SOCKMAPs hold our listeners
 	changed chan struct{}
+	parked  []parked  // connections that wait for a proxy
+	until   time.Time // when they, and new ones, have waited long enough
 }
 
 // Open makes or adopts the namespaces and what belongs to them. Connections are
 // answered once Run runs.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*ProxyNet, error) {
+	if cfg.Successor == 0 {
+		cfg.Successor = 10 * time.Second
+	}
 	p := &ProxyNet{cfg: cfg, log: log, proxies: map[*proxyConn]struct{}{}, changed: make(chan struct{}, 1)}
 	if err := p.open(ctx); err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -191,6 +201,7 @@ func (p *ProxyNet) Run(ctx context.Context) error {
 // veths and the pinned links stay.
 func (p *ProxyNet) Close() error {
 	var errs []error
+	p.letGo()
 	if p.server != nil {
 		errs = append(errs, p.server.Close())
 	}

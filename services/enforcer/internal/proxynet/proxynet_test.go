@@ -38,7 +38,7 @@ func openDatapath(t *testing.T, n *nodetest.Node) *datapath.Datapath {
 // open opens a ProxyNet that runs until the returned function has been called.
 func open(t *testing.T, d *datapath.Datapath, runDir string) (*ProxyNet, func()) {
 	t.Helper()
-	p, err := Open(t.Context(), Config{RunDir: runDir, Datapath: d, MTU: 1400}, slog.New(slog.DiscardHandler))
+	p, err := Open(t.Context(), Config{RunDir: runDir, Datapath: d, MTU: 1400, Successor: 100 * time.Millisecond}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,6 +68,10 @@ func (p *ProxyNet) serveProxy(ctx context.Context, c *net.UnixConn) error {
 		if err != nil {
 			return nil // the proxy is gone, which is its right
 		}
+		if m.Kind == handover.Connection {
+			p.park(parked{m, files})
+			continue
+		}
 		handover.CloseAll(files)
 		switch m.Kind {
 		case handover.Accepting:
@@ -75,6 +79,7 @@ func (p *ProxyNet) serveProxy(ctx context.Context, c *net.UnixConn) error {
 				return err
 			}
 		case handover.Retiring:
+			p.awaitSuccessor()
 			p.setAccepting(conn, false)
 			if err := conn.Send(handover.Message{Kind: handover.Retire}); err != nil {
 				return err
@@ -142,6 +147,7 @@ func (p *ProxyNet) accepts(c *proxyConn) error {
 		return err
 	}
 	p.setAccepting(c, true)
+	p.unpark(c)
 	p.mu.Lock()
 	var others []*proxyConn
 	for o := range p.proxies {

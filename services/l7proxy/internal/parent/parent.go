@@ -70,13 +70,17 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	go func() { exited <- cmd.Wait() }()
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	g, running := errgroup.WithContext(running)
-	g.Go(func() error { return p.serveWorker() })
+	served := make(chan error, 1)
+	go func() { served <- p.serveWorker() }()
 	g.Go(func() error { return p.followEnforcer(running) })
 	err = p.supervise(ctx, exited, cmd)
+	if serve := <-served; err == nil { // the worker's last words are passed on
+		err = serve
+	}
 	cancel()
 	closed := p.worker.Close()
-	if serve := g.Wait(); err == nil {
-		err = serve
+	if follow := g.Wait(); err == nil {
+		err = follow
 	}
 	p.closeMakers()
 	return errors.Join(err, closed)
@@ -196,6 +200,10 @@ func (p *Parent) serveWorker() error {
 		if err != nil {
 			return nil // it has ended, which supervise sees too
 		}
+		if m.Kind == handover.Connection {
+			p.passOn(m, files)
+			continue
+		}
 		handover.CloseAll(files)
 		switch m.Kind {
 		case handover.Want:
@@ -207,6 +215,20 @@ func (p *Parent) serveWorker() error {
 		default:
 			return fmt.Errorf("message of kind %q from the worker", m.Kind)
 		}
+	}
+}
+
+// passOn gives a connection of the worker's to the enforcer.
+func (p *Parent) passOn(m handover.Message, files []*os.File) {
+	p.mu.Lock()
+	enforcer := p.enforcer
+	p.mu.Unlock()
+	if enforcer == nil {
+		handover.CloseAll(files) // nobody could keep it: it ends
+		return
+	}
+	if err := enforcer.Forward(m, files); err != nil {
+		p.log.Warn("hand a connection over", logkey.Error, err)
 	}
 }
 
@@ -283,6 +305,8 @@ func (p *Parent) withEnforcer(ctx context.Context, path string) error {
 			return err
 		}
 		switch m.Kind {
+		case handover.Connection:
+			err, files = p.worker.Forward(m, files), nil
 		case handover.Offer:
 			err = p.offered(m, files)
 		case handover.Retire:
@@ -319,26 +343,13 @@ func (p *Parent) offered(m handover.Message, files []*os.File) error {
 			}
 		case handover.ListenerIn4, handover.ListenerIn6, handover.ListenerOut4, handover.ListenerOut6, handover.CtTCP, handover.Word:
 			pass.Files = append(pass.Files, name)
-			fds = append(fds, dupless(files[i]))
+			fds = append(fds, handover.Descriptor(files[i]))
 		default:
 			return fmt.Errorf("the enforcer hands over a %q", name)
 		}
 	}
 	p.log.Info("handed over by the enforcer", logkey.Count, len(m.Files))
 	return p.worker.Send(pass, fds...)
-}
-
-// dupless returns a file's descriptor. It leaves O_NONBLOCK alone, which all
-// who have the socket share.
-func dupless(f *os.File) (fd uintptr) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return ^uintptr(0)
-	}
-	if err := raw.Control(func(n uintptr) { fd = n }); err != nil {
-		return ^uintptr(0)
-	}
-	return fd
 }
 
 func (p *Parent) setMaker(ns handover.Namespace, netns *os.File) error {

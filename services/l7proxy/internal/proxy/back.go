@@ -31,7 +31,9 @@ func (b *back) next() bool {
 		select {
 		case b.ex = <-b.exchanges:
 		default:
-			return false // the server has closed, or speaks unasked
+			// Given away; or the server has closed, or speaks unasked.
+			b.backIdle = errors.Is(err, errPaused) && len(b.out.Buffered()) == 0
+			return false
 		}
 	}
 	if err != nil {

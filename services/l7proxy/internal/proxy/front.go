@@ -26,7 +26,9 @@ type front struct {
 
 // next serves one request; false if there can be no other.
 func (f *front) next() bool {
-	f.busy.Store(false)
+	if !f.between() {
+		return false
+	}
 	head, err := f.head()
 	if err != nil {
 		f.refuse(err, Verdict{Rule: -1})
@@ -57,11 +59,11 @@ func (f *front) next() bool {
 func (f *front) head() ([]byte, error) {
 	if len(f.in.Buffered()) == 0 {
 		f.client.each, f.client.until = 0, time.Now().Add(f.p.cfg.Limits.Idle)
-		if err := f.in.Fill(); err != nil {
-			return nil, nil // the end, a reset, or idle for too long
+		err := f.in.Fill()
+		if !f.begin(err) {
+			return nil, nil // the end, a reset, idle for too long, or given away
 		}
 	}
-	f.busy.Store(true)
 	f.client.each, f.client.until = 0, time.Now().Add(f.p.cfg.Limits.Head)
 	// RFC 9112 2.2: an empty line before a request is passed over.
 	for len(f.in.Buffered()) < 2 {

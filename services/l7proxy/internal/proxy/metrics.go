@@ -11,6 +11,8 @@ import (
 type Metrics struct {
 	connections  prometheus.Counter
 	refused      prometheus.Counter
+	given        prometheus.Counter
+	adopted      prometheus.Counter
 	dialErrors   prometheus.Counter
 	badResponses prometheus.Counter
 	tunnels      prometheus.Counter
@@ -40,6 +42,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return &Metrics{
 		connections:  counter("connections_total", "Connections that were accepted."),
 		refused:      counter("connections_refused_total", "Connections reset because too many were open."),
+		given:        counter("connections_given_total", "Connections that were handed over to another proxy."),
+		adopted:      counter("connections_adopted_total", "Connections that another proxy has handed over."),
 		dialErrors:   counter("dial_errors_total", "Connections reset because their server was not reached."),
 		badResponses: counter("bad_responses_total", "Responses of servers that were not passed on: malformed, or a switch nobody asked for."),
 		tunnels:      counter("websockets_total", "Connections that became WebSockets."),

@@ -123,6 +123,7 @@ type Proxy struct {
 
 	mu   sync.Mutex
 	live map[*session]struct{}
+	give atomic.Pointer[func(Pair) error] // nil: no connection is given away
 }
 
 // New returns a Proxy.
@@ -207,7 +208,11 @@ func (p *Proxy) handle(ctx context.Context, c *net.TCPConn, d Direction) {
 		reset(c)
 		return
 	}
-	s := newSession(p, flow, c, up)
+	p.serve(newSession(p, flow, c, up))
+}
+
+// serve serves a session to its end.
+func (p *Proxy) serve(s *session) {
 	p.mu.Lock()
 	p.live[s] = struct{}{}
 	p.mu.Unlock()
@@ -217,11 +222,12 @@ func (p *Proxy) handle(ctx context.Context, c *net.TCPConn, d Direction) {
 	p.mu.Unlock()
 }
 
-// Drain lets connections end after the response that is under way, after a
-// tenth of the limit those that are idle, and cuts those that have not ended
-// within the limit. It returns when none is left.
+// Drain lets connections end after the response that is under way, unless
+// HandOver gives them away then; after a tenth of the limit it ends those that
+// are idle, and cuts those that have not ended within the limit. It returns when
+// none is left.
 func (p *Proxy) Drain(ctx context.Context) {
-	p.draining.Store(true)
+	p.draining.Store(p.give.Load() == nil)
 	quiet := time.NewTimer(p.cfg.Limits.Drain / 10)
 	defer quiet.Stop()
 	done := make(chan struct{})

@@ -30,7 +30,8 @@ type session struct {
 	backDone  chan struct{}
 	outDone   chan struct{} // closed when a WebSocket's client has ended its half
 	endOnce   sync.Once
-	busy      atomic.Bool                      // a request is under way
+	turn      turn                             // whose the connection is: see handover.go
+	backIdle  bool                             // the back has ended between two responses; before backDone
 	tunnel    atomic.Pointer[httprule.Request] // of an open WebSocket
 }
 
@@ -73,8 +74,13 @@ func (s *session) run() {
 		s.client.wake()
 	}()
 	s.front()
-	s.server.wake()
+	if s.turn.leaving() {
+		s.server.pause()
+	} else {
+		s.server.wake()
+	}
 	<-s.backDone
+	s.leave()
 	s.end()
 	s.in.Release()
 	s.out.Release()
@@ -91,7 +97,7 @@ func (s *session) end() {
 
 // endIfIdle ends a connection on which no request is under way.
 func (s *session) endIfIdle() {
-	if !s.busy.Load() {
+	if s.turn.idle() {
 		s.client.wake()
 	}
 }

@@ -12,12 +12,17 @@ import (
 // errWoken: the other goroutine of the connection has ended it.
 var errWoken = errors.New("the other end is gone")
 
+// errPaused: nothing was read, because the connection is given away.
+var errPaused = errors.New("the connection is given away")
+
 // A side is one end of a proxied connection, with limits on how long a read or
 // a write may take. One goroutine reads it, another may write it.
 type side struct {
 	tcp   *net.TCPConn
 	write time.Duration // for one write
 	woken atomic.Bool
+	// paused ends a read that has read nothing yet.
+	paused atomic.Bool
 	// For the next reads: until then, or, if each is set, that long for each.
 	until time.Time
 	each  time.Duration
@@ -29,7 +34,10 @@ func (s *side) Read(b []byte) (int, error) {
 	}
 	n, err := s.tcp.Read(b)
 	if err != nil && s.woken.Load() {
-		err = errWoken
+		return n, errWoken
+	}
+	if isTimeout(err) && s.paused.Load() {
+		return n, errPaused
 	}
 	return n, err
 }
@@ -45,8 +53,19 @@ func (s *side) arm() error {
 	if s.woken.Load() { // after the deadline was set, which may have hidden a wake's
 		return errWoken
 	}
+	if s.paused.Load() {
+		return errPaused
+	}
 	return nil
 }
+
+// pause makes reads under way and to come return errPaused, until resume.
+func (s *side) pause() {
+	s.paused.Store(true)
+	_ = s.tcp.SetReadDeadline(time.Unix(1, 0)) // an error: closed, which ends reads too
+}
+
+func (s *side) resume() { s.paused.Store(false) }
 
 // wake makes reads under way and to come return errWoken.
 func (s *side) wake() {

@@ -41,10 +41,13 @@ type Server struct {
 	cfg    Config
 	once   sync.Once
 	taught chan struct{}
+	ending chan struct{}
 }
 
 // New returns a Server.
-func New(cfg Config) *Server { return &Server{cfg: cfg, taught: make(chan struct{})} }
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, taught: make(chan struct{}), ending: make(chan struct{})}
+}
 
 // Taught is closed when rule sets have been set for the first time.
 func (s *Server) Taught() <-chan struct{} { return s.taught }
@@ -101,6 +104,8 @@ func (s *Server) WatchRequests(_ *l7proxyv1.WatchRequestsRequest, stream grpc.Se
 		select {
 		case <-stream.Context().Done():
 			return ignoreEnd(stream.Context().Err())
+		case <-s.ending:
+			return nil
 		case <-w.wake:
 		}
 		verdicts, lost := s.cfg.Ring.take(w)
@@ -112,6 +117,9 @@ func (s *Server) WatchRequests(_ *l7proxyv1.WatchRequestsRequest, stream grpc.Se
 		}
 	}
 }
+
+// End ends the streams, so that nobody waits for them. It may be called once.
+func (s *Server) End() { close(s.ending) }
 
 func ignoreEnd(err error) error {
 	if errors.Is(err, context.Canceled) {

@@ -170,10 +170,12 @@ func (w *worker) run(ctx context.Context, srv *bootstrap.Server) error {
 	case err = <-retired:
 		if err == nil {
 			w.stopAccepting()
+			w.core.HandOver(w.give)
 			w.core.Drain(ctx)
 		}
 	case <-ctx.Done():
 	}
+	w.server.End()
 	cancel()
 	w.stopAccepting()
 	closed := w.parent.Close()
@@ -199,6 +201,10 @@ func (w *worker) followParent(ctx context.Context) error {
 			}
 		case handover.Sockets:
 			w.pool.Add(m.Namespace, m.Family, files)
+		case handover.Connection:
+			if err := w.adopt(m, files); err != nil {
+				w.log.Warn("connection not taken over", logkey.Error, err)
+			}
 		case handover.Retire:
 			handover.CloseAll(files)
 			return nil
