@@ -8,14 +8,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -80,6 +83,7 @@ type running struct {
 	c      *cluster
 	listen string
 	socket string
+	http   string
 	stop   func()
 }
 
@@ -89,7 +93,7 @@ func (c *cluster) start(name string) *running {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	r := &running{c: c, listen: lis.Addr().String(), socket: filepath.Join(c.t.TempDir(), "s")}
+	r := &running{c: c, listen: lis.Addr().String(), socket: filepath.Join(c.t.TempDir(), "s"), http: filepath.Join(c.t.TempDir(), "h")}
 	if err := lis.Close(); err != nil {
 		c.t.Fatal(err)
 	}
@@ -98,7 +102,7 @@ func (c *cluster) start(name string) *running {
 	go func() {
 		done <- replica.Run(ctx, replica.Config{
 			Name: name, Cluster: "test", NATS: c.nats.URL, Manifests: []string{c.dir},
-			Server: kitserver.Config{Listen: r.listen, Socket: r.socket, TLSDir: c.nats.Issue(c.t, tlsconf.Identity, name)},
+			Server: kitserver.Config{Listen: r.listen, Socket: r.socket, HTTP: r.http, TLSDir: c.nats.Issue(c.t, tlsconf.Identity, name)},
 		}, slog.New(slog.DiscardHandler))
 	}()
 	stopped := false
@@ -401,4 +405,29 @@ status: {phase: Running, podIPs: [{ip: 10.244.1.2}, {ip: "fd00:244:1::2"}]}
 		}
 		return nil
 	})
+}
+
+func TestMetrics(t *testing.T) {
+	c := newCluster(t)
+	r := c.start("identity-0").ready()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", r.http)
+		},
+	}}
+	resp, err := client.Get("http://replica/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	problems, err := promlint.New(resp.Body).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "weir_") {
+			t.Errorf("metric %s: %s", p.Metric, p.Text)
+		}
+	}
 }

@@ -96,6 +96,7 @@ func (c *Catalog) Apply(b statelog.Batch) {
 			return
 		}
 		c.cur, c.next = c.next, nil
+		c.cur.state.Take() // all is new to everybody
 		c.tell(func(w *Watcher) { w.mark() })
 	} else {
 		changes := into.state.Take()

@@ -2,7 +2,6 @@ package status
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -17,8 +16,10 @@ import (
 )
 
 const (
-	// shareEvery bounds how often a table that changed is told.
+	// shareEvery bounds how often a table that changed is told, gather how long
+	// after the change the first time.
 	shareEvery = time.Second
+	gather     = 40 * time.Millisecond
 	// aliveEvery is how often one that did not is.
 	aliveEvery = 2 * time.Second
 )
@@ -42,30 +43,63 @@ func (n *Nodes) Exchange(ctx context.Context, nc *nats.Conn, replica string, log
 		return fmt.Errorf("subscribe to the replicas' tables: %w", err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	tick := time.NewTicker(shareEvery)
-	defer tick.Stop()
-	var told uint64
-	var at time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	share := func() error {
 		nodes, version := n.Own()
-		if version == told && time.Since(at) < aliveEvery {
-			continue
-		}
 		text, err := proto.Marshal(&policyv1.GetStatusResponse{Replica: replica, Nodes: nodes})
 		if err == nil {
 			err = nc.Publish(subject, text)
 		}
-		if err != nil {
-			if !errors.Is(err, nats.ErrReconnectBufExceeded) && nc.IsConnected() {
-				log.Warn("table not told to the other replicas", logkey.Error, err)
-			}
-			continue
+		if err == nil {
+			n.told(version)
 		}
-		told, at = version, time.Now()
+		return err
+	}
+	for {
+		if err := n.untilDue(ctx); err != nil {
+			return nil // ctx has ended
+		}
+		if err := share(); err != nil && nc.IsConnected() {
+			log.Warn("table not told to the other replicas", logkey.Error, err)
+		}
+		if !pause(ctx, shareEvery) {
+			return nil
+		}
+	}
+}
+
+// untilDue returns a moment after this replica's table has changed, so that the
+// nodes that follow at once are told with the first; or when it is time to show
+// that the replica lives.
+func (n *Nodes) untilDue(ctx context.Context) error {
+	alive := time.NewTimer(aliveEvery - shareEvery)
+	defer alive.Stop()
+	for {
+		changed := n.Changed()
+		if n.untold() {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-alive.C:
+			return nil
+		case <-changed:
+		}
+	}
+	if !pause(ctx, gather) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// pause waits for d; it tells whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
 	}
 }

@@ -42,6 +42,7 @@ type Nodes struct {
 	others  map[string]table // by replica
 	changed chan struct{}    // closed at the next change
 	version uint64           // of own
+	shared  uint64           // the version that the other replicas were told
 }
 
 type entry struct {
@@ -122,6 +123,20 @@ func (n Node) message() *policyv1.NodeRevision {
 		Node: n.Name, Generation: n.Pos.Generation, Revision: n.Pos.Revision, Live: n.Live,
 		LastNack: n.LastNack, Seen: timestamppb.New(n.Seen),
 	}
+}
+
+// told says that the other replicas were told a version of the table.
+func (n *Nodes) told(version uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shared = version
+}
+
+// untold tells whether the table has changed since the others were told.
+func (n *Nodes) untold() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.shared != n.version
 }
 
 // Merge takes another replica's table in.
