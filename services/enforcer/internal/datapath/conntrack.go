@@ -1,14 +1,11 @@
 package datapath
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -172,18 +169,6 @@ func (d *Datapath) Purge(endpoint uint32) error {
 	return errors.Join(errs...)
 }
 
-// PurgeAddress forgets the flows of an address.
-func (d *Datapath) PurgeAddress(ctx context.Context, a netip.Addr) error {
-	addr := toAddr(a)
-	of := func(k bpf.WeirCtKey, _ bpf.WeirCt) bool { return k.Addr[0] == addr || k.Addr[1] == addr }
-	for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
-		if _, err := d.forget(ctx, name, of); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // forget deletes the entries that doomed says yes to, in batches, gives the
 // room back to whose quota it was, and returns how many entries are left.
 func (d *Datapath) forget(ctx context.Context, name string, doomed func(bpf.WeirCtKey, bpf.WeirCt) bool) (left int, err error) {
@@ -255,5 +240,3 @@ func inode(st fs.FileInfo) uint64 {
 	}
 	return 0
 }
-
-func sorted[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

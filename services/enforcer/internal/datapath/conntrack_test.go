@@ -133,24 +133,6 @@ func TestRoomIsGivenBack(t *testing.T) {
 	}
 }
 
-func TestPurgeOfAnAddress(t *testing.T) {
-	d := open(t, nodetest.New(t))
-	for protocol, name := range map[uint8]string{rule.TCP: bpf.MapCtTCP, rule.UDP: bpf.MapCtAny} {
-		for _, to := range []string{"10.0.0.2", "10.0.0.3"} {
-			if err := d.Map(name).Put(flowKey(protocol, "10.0.0.1", to, 4000), entry(t, 0, 0)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := d.PurgeAddress(t.Context(), netip.MustParseAddr("10.0.0.2")); err != nil {
-		t.Fatal(err)
-	}
-	tcp, other, err := d.Collect(t.Context())
-	if err != nil || tcp != 1 || other != 1 {
-		t.Errorf("%d TCP flows and %d others are left (%v), want 1 and 1", tcp, other, err)
-	}
-}
-
 // onePort lets the peer reach one port, both ways.
 func onePort(pods []uint32, open uint16) plan.State {
 	const tcp = uint32(rule.TCP) << 16

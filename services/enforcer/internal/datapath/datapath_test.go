@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -201,9 +202,6 @@ func TestLinksAreFirstLastAndOutliveTheProcess(t *testing.T) {
 	if err := d.Attached(pod.Ifindex); err != nil {
 		t.Errorf("after a restart the new programs are not attached: %v", err)
 	}
-	if diff := cmp.Diff([]uint32{pod.Ifindex}, d.AttachedPods()); diff != "" {
-		t.Errorf("attached pods (-want +got):\n%s", diff)
-	}
 	if err := d.Detach(pod.Ifindex, 1); err != nil {
 		t.Errorf("detach: %v", err)
 	}
@@ -221,15 +219,53 @@ func TestLinksOfInterfacesThatAreGoneAreForgotten(t *testing.T) {
 	}
 	pod.Remove(t)
 	d = reopen(t, n, d)
-	if pods := d.AttachedPods(); len(pods) != 0 {
-		t.Errorf("attached pods after their interfaces went: %v", pods)
-	}
 	if err := d.Detach(pod.Ifindex, 1); err != nil {
 		t.Errorf("detach: %v", err)
 	}
 	entries, err := os.ReadDir(d.linkDir())
 	if err != nil || len(entries) != 0 {
 		t.Errorf("pins of links that are left: %v, %v", entries, err)
+	}
+}
+
+func TestPinnedMapsKeepTheirSize(t *testing.T) {
+	n := nodetest.New(t)
+	d := open(t, n)
+	want := d.Limits()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(Config{BPFFS: n.BPFFS, Sizes: bpf.Sizes{Peers: 2048, Cells: 64}}, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if diff := cmp.Diff(want, d.Limits()); diff != "" {
+		t.Errorf("limits (-want +got):\n%s", diff)
+	}
+}
+
+// TestPinsOfAnotherLayoutAreRefused: they are not overwritten, and what to do is
+// said.
+func TestPinsOfAnotherLayoutAreRefused(t *testing.T) {
+	n := nodetest.New(t)
+	d := open(t, n)
+	if err := os.Remove(d.pin(bpf.MapCells)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Pin(d.pin(bpf.MapCells)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{BPFFS: n.BPFFS, Sizes: small}, discard()); err == nil || !strings.Contains(err.Error(), d.dir) {
+		t.Errorf("open: %v, want an error that names %s", err, d.dir)
 	}
 }
 

@@ -205,20 +205,4 @@ func (d *Datapath) Attached(ifindex uint32) error {
 	return nil
 }
 
-// AttachedPods lists the interfaces that have from_pod or to_pod.
-func (d *Datapath) AttachedPods() []uint32 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	seen := map[uint32]struct{}{}
-	for k := range d.links {
-		if k.program != bpf.FromPod && k.program != bpf.ToPod {
-			continue
-		}
-		if ifindex, err := strconv.ParseUint(k.place, 10, 32); err == nil {
-			seen[uint32(ifindex)] = struct{}{}
-		}
-	}
-	return sorted(seen)
-}
-
 func place(ifindex uint32) string { return strconv.FormatUint(uint64(ifindex), 10) }
