@@ -140,6 +140,17 @@ static __always_inline bool is_tunnel(const struct packet *p)
 	return false;
 }
 
+/* What every interface of a link listens to, the node's among them. Directed
+ * broadcasts have an entry, as the node's addresses have. */
+static __always_inline bool is_for_many(const struct weir_addr *addr)
+{
+	const __u8 *a = addr->a;
+
+	if (is_ipv4_mapped(addr))
+		return (a[12] & 0xf0) == 0xe0 || *(const __u32 *)(a + 12) == 0xffffffff;
+	return a[0] == 0xff;
+}
+
 static __always_inline struct weir_config *config(void)
 {
 	__u32 zero = 0;

@@ -102,8 +102,9 @@ static __noinline int judge(struct __sk_buff *skb, struct judgement *j)
 		return -WEIR_REASON_CLOSED;
 	found = find_peer(skb, j, &ref);
 	j->peer = ref.peer;
-	if (!j->to_pod && ref.flags & (WEIR_ADDR_HOST | WEIR_ADDR_REMOTE_NODE) &&
-	    is_tunnel(&j->packet) && !tunnels_allowed())
+	if (!j->to_pod && is_tunnel(&j->packet) &&
+	    (ref.flags & (WEIR_ADDR_HOST | WEIR_ADDR_REMOTE_NODE) || is_for_many(peer_addr(j))) &&
+	    !tunnels_allowed())
 		return -WEIR_REASON_TUNNEL;
 	if (pod_initiates(j)) {
 		service = find_service(j);

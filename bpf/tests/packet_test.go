@@ -185,6 +185,13 @@ func TestP12(t *testing.T) {
 	l.want("IPv6 in IPv4", l.fromPod(0, to(thisNode, 41, 0)), drop, datapath.ReasonTunnel)
 	l.want("GRE", l.fromPod(0, to(thisNode, 47, 0)), drop, datapath.ReasonTunnel)
 	l.want("other UDP to the node", l.fromPod(0, to(thisNode, udp, 53)), next, 0)
+	for _, many := range []string{"255.255.255.255", "224.0.0.1", "239.1.1.1"} {
+		l.want("VXLAN to "+many, l.fromPod(0, to(netip.MustParseAddr(many), udp, 4789)), drop, datapath.ReasonTunnel)
+	}
+	all := to(netip.MustParseAddr("ff02::1"), udp, 4789)
+	all.src = a6
+	l.prefix(netip.MustParsePrefix("::/0"), peerWorld, 0)
+	l.want("VXLAN to all nodes of the link", l.fromPod(0, all), drop, datapath.ReasonTunnel)
 	l.want("VXLAN to a pod is a pod's affair", l.fromPod(0, to(b4, udp, 4789)), next, 0)
 
 	l.put(datapath.MapConfig, uint32(0), datapath.WeirConfig{AllowTunnels: 1, InNsid: -1, OutNsid: -1})
