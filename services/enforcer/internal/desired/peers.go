@@ -30,12 +30,16 @@ type numberedClass struct {
 
 var everywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
+// onLink are the addresses that no router passes on. Behind a pod's veth that is
+// the node, which takes such packets as it takes those to its other addresses.
+var onLink = netip.MustParsePrefix("fe80::/10")
+
 // prefixes fills the longest-prefix table: the policy's prefixes, the two that
 // cover everything, and the cluster's ranges. An address of a cluster range
 // that has no record is pending, however long the policy's prefix there is.
 func (x *build) prefixes() error {
 	x.policyPrefixes = map[netip.Prefix]bool{}
-	list := slices.Clone(everywhere)
+	list := append(slices.Clone(everywhere), onLink)
 	if x.in.Index != nil {
 		for _, p := range x.in.Index.Prefixes() {
 			x.policyPrefixes[p] = true
@@ -70,6 +74,10 @@ func (x *build) prefixRef(p netip.Prefix) (plan.PeerRef, error) {
 		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
 			return plan.PeerRef{Flags: plan.FlagPending | plan.FlagCluster}, nil
 		}
+	}
+	if onLink.Bits() <= p.Bits() && onLink.Contains(p.Addr()) {
+		peer, err := x.peer(peerKey{entity: rule.Host, prefix: x.longest(p)})
+		return plan.PeerRef{Peer: peer, Flags: plan.FlagHost}, err
 	}
 	peer, err := x.peer(peerKey{entity: rule.World, prefix: x.longest(p)})
 	return plan.PeerRef{Peer: peer}, err

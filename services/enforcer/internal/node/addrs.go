@@ -15,14 +15,20 @@ import (
 	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 )
 
-// nodeAddrs are all addresses that interfaces of this node have, sorted: bridges
-// and overlay devices speak to pods too. Without loopback, and without IPv6's
-// link-local ones, which each veth has and which name no node.
-func nodeAddrs() ([]netip.Addr, error) {
+// nodeAddrs are the node's own addresses, and all that it hears.
+func nodeAddrs() (own, heard []netip.Addr, err error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, fmt.Errorf("list the addresses of this node: %w", err)
+		return nil, nil, fmt.Errorf("list the addresses of this node: %w", err)
 	}
+	own = ownAddrs(list)
+	return own, heardBy(own, list), nil
+}
+
+// ownAddrs are all addresses that interfaces of this node have, sorted: bridges
+// and overlay devices speak to pods too. Without loopback, and without IPv6's
+// link-local ones, which each veth has and which name no node.
+func ownAddrs(list []netlink.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range list {
 		addr, ok := netip.AddrFromSlice(a.IP)
@@ -32,7 +38,31 @@ func nodeAddrs() ([]netip.Addr, error) {
 		out = append(out, addr)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out), nil
+	return slices.Compact(out)
+}
+
+// heardBy adds to own what the node listens to as well: the broadcast addresses
+// of its links, also from a pod behind another link, and that of every link.
+func heardBy(own []netip.Addr, list []netlink.Addr) []netip.Addr {
+	out := append(slices.Clone(own), netip.AddrFrom4([4]byte{255, 255, 255, 255}))
+	for _, a := range list {
+		ip := a.IP.To4()
+		if ip == nil || ip.IsLoopback() {
+			continue
+		}
+		if b, ok := netip.AddrFromSlice(a.Broadcast.To4()); ok && !b.IsUnspecified() {
+			out = append(out, b)
+		}
+		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 { // the kernel makes it unasked
+			var b [4]byte
+			for i := range b {
+				b[i] = ip[i] | ^a.Mask[i]
+			}
+			out = append(out, netip.AddrFrom4(b))
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // registrar keeps weir-identity told of the node's own addresses.
@@ -71,11 +101,11 @@ func (r *registrar) run(ctx context.Context) error {
 			}
 		case <-tick.C:
 		}
-		addrs, err := nodeAddrs()
+		addrs, heard, err := nodeAddrs()
 		if err != nil {
 			return err
 		}
-		r.changed(addrs)
+		r.changed(heard)
 		next := addrsEvery
 		if !slices.Equal(addrs, registered) {
 			if err := r.register(ctx, addrs); err != nil {

@@ -106,11 +106,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	if err := e.endpoints.Adopt(); err != nil {
 		return err
 	}
-	own, err := nodeAddrs()
+	_, heard, err := nodeAddrs()
 	if err != nil {
 		return err
 	}
-	e.loop.SetNodeAddrs(own)
+	e.loop.SetNodeAddrs(heard)
 	nodes := registrar{e.identities, e.loop.SetNodeAddrs, log}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{

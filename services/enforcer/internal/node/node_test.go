@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc/stats"
 
 	bpf "weir.dev/weir/bpf/datapath"
@@ -66,5 +68,33 @@ func TestPendingPacketsSayWhatTheyWaitFor(t *testing.T) {
 	v.Ingress = true
 	if got := waitedFor(v, nil); !slices.Equal(got, []netip.Addr{v.Src.Addr()}) {
 		t.Errorf("ingress waits for %v", got)
+	}
+}
+
+// A pod reaches the node by the broadcast addresses of its links, too, so they
+// are the node's to policy, but no other node is told of them.
+func TestNodeHearsBroadcasts(t *testing.T) {
+	_, link, err := net.ParseCIDR("10.200.0.0/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := func(ip string, mask net.IPMask, broadcast net.IP) netlink.Addr {
+		return netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(ip), Mask: mask}, Broadcast: broadcast}
+	}
+	list := []netlink.Addr{
+		addr("127.0.0.1", net.CIDRMask(8, 32), nil),
+		addr("10.200.0.1", link.Mask, nil),
+		addr("10.244.1.1", net.CIDRMask(32, 32), nil),
+		addr("192.0.2.1", net.CIDRMask(24, 32), net.IPv4(192, 0, 2, 127)),
+		addr("fd00::1", net.CIDRMask(64, 128), nil),
+		addr("fe80::1", net.CIDRMask(64, 128), nil),
+	}
+	own := ownAddrs(list)
+	if got, want := fmt.Sprint(own), "[10.200.0.1 10.244.1.1 192.0.2.1 fd00::1]"; got != want {
+		t.Errorf("own: %s, want %s", got, want)
+	}
+	want := "[10.200.0.1 10.200.0.255 10.244.1.1 192.0.2.1 192.0.2.127 192.0.2.255 255.255.255.255 fd00::1]"
+	if got := fmt.Sprint(heardBy(own, list)); got != want {
+		t.Errorf("heard: %s, want %s", got, want)
 	}
 }
