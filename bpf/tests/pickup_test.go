@@ -29,7 +29,7 @@ func TestP22(t *testing.T) {
 	addr := netip.AddrPortFrom(server.v4, 8080)
 	from := netip.AddrPortFrom(client.v4, 40000)
 	l := server.listen(t, addr, false)
-	c, err := client.dial(from, addr, false, time.Second)
+	c, err := client.dial(from, addr, false, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +42,8 @@ func TestP22(t *testing.T) {
 	key, srcFirst := datapath.CtKey(from, addr, tcp, 0)
 	say := func(from io.Writer, to io.Reader, word string) {
 		t.Helper()
-		c.SetDeadline(time.Now().Add(time.Second))
-		app.SetDeadline(time.Now().Add(time.Second))
+		c.SetDeadline(time.Now().Add(patience))
+		app.SetDeadline(time.Now().Add(patience))
 		buf := make([]byte, 16)
 		if _, err := io.WriteString(from, word); err != nil {
 			t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
-	"time"
 )
 
 // relay is the least that a proxy can be: whatever is steered into its namespace
@@ -49,7 +48,7 @@ func (r *relay) relay(client *net.TCPConn) {
 	defer client.Close()
 	from := client.RemoteAddr().(*net.TCPAddr).AddrPort()
 	to := client.LocalAddr().(*net.TCPAddr).AddrPort()
-	app, err := r.ns.dial(from, to, true, time.Second)
+	app, err := r.ns.dial(from, to, true, patience)
 	if err != nil {
 		client.SetLinger(0)
 		return

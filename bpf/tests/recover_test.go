@@ -23,7 +23,7 @@ func request(t testing.TB, c *net.TCPConn, word string) {
 // echo says a word on an open connection and returns the answer.
 func echo(t testing.TB, c *net.TCPConn, word string) string {
 	t.Helper()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write([]byte(word)); err != nil {
 		t.Fatalf("send %q: %v", word, err)
 	}
@@ -58,7 +58,7 @@ func (p *pair) recover(t *testing.T, v6 bool, egress, ingress uint32) {
 	p.policy(egress, ingress)
 	server := netip.AddrPortFrom(p.server.addr(v6), 80)
 	client := netip.AddrPortFrom(p.client.addr(v6), p.port)
-	c, err := p.client.dial(client, server, false, time.Second)
+	c, err := p.client.dial(client, server, false, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestKeepAlive(t *testing.T) {
 	p := newPair(t, n, n)
 	p.policy(ruleSet, ruleSet)
 	server := netip.AddrPortFrom(p.server.v4, 80)
-	c, err := p.client.dial(netip.AddrPortFrom(p.client.v4, p.port), server, false, time.Second)
+	c, err := p.client.dial(netip.AddrPortFrom(p.client.v4, p.port), server, false, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestFlipsUnderLoad(t *testing.T) {
 		load.Go(func() {
 			for r := range requests {
 				from := netip.AddrPortFrom(p.client.v4, uint16(33000+i*1000+r))
-				if _, err := exchange(p.client.namespace, from, server, oneSYN); err != nil {
+				if _, err := exchange(p.client.namespace, from, server, patience); err != nil {
 					failed <- err
 				}
 			}
@@ -159,6 +159,11 @@ func TestFlipsUnderLoad(t *testing.T) {
 	close(failed)
 	for err := range failed {
 		t.Error(err)
+	}
+	for _, e := range n.drops() {
+		if e.Protocol == tcp {
+			t.Errorf("dropped as %s, flags %#x", datapath.Reason(e.Reason), e.TcpFlags)
+		}
 	}
 	if got := p.in.conns.Load(); got != clients*requests || p.out.conns.Load() != got {
 		t.Errorf("weir-in saw %d connections and weir-out %d, want %d", got, p.out.conns.Load(), clients*requests)

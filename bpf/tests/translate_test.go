@@ -3,7 +3,6 @@ package tests
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -147,13 +146,13 @@ func TestP4(t *testing.T) {
 				t.Errorf("a stranger is answered %q through the NodePort", got)
 			}
 			n.wantDrop(t, datapath.ReasonNoRule, peerWorld)
-			if _, err := exchange(n.namespace, from(o.node[v6]), direct, oneSYN); err != nil {
+			if _, err := exchange(n.namespace, from(o.node[v6]), direct, patience); err != nil {
 				t.Errorf("the node itself is not answered: %v", err)
 			}
 		})
 		t.Run(family+"/the stranger is admitted", func(t *testing.T) {
 			admit(t, peerWorld, datapath.Allow)
-			c, err := o.dial(from(o.own[v6]), nodePort, false, time.Second)
+			c, err := o.dial(from(o.own[v6]), nodePort, false, patience)
 			if err != nil {
 				t.Fatalf("the stranger is not answered: %v", err)
 			}
@@ -168,7 +167,7 @@ func TestP4(t *testing.T) {
 		t.Run(family+"/both through the proxy", func(t *testing.T) {
 			admit(t, peerWorld, ruleSet)
 			before := in.conns.Load()
-			c, err := o.dial(from(o.own[v6]), nodePort, false, time.Second)
+			c, err := o.dial(from(o.own[v6]), nodePort, false, patience)
 			if err != nil {
 				t.Fatalf("the stranger is not answered: %v", err)
 			}
@@ -177,7 +176,7 @@ func TestP4(t *testing.T) {
 			admit(t, peerWorld, ruleSet)
 			echo(t, c, "after")
 			admit(t, peerHost, ruleSet)
-			if _, err := exchange(n.namespace, from(o.node[v6]), direct, oneSYN); err != nil {
+			if _, err := exchange(n.namespace, from(o.node[v6]), direct, patience); err != nil {
 				t.Errorf("the node itself is not answered: %v", err)
 			}
 			if got := in.conns.Load() - before; got != 2 {

@@ -34,7 +34,7 @@ func (ns *namespace) send(t testing.TB, ifname string, data []byte) {
 // waitDrop waits for a drop event with a reason, and returns it.
 func (n *node) waitDrop(t testing.TB, reason datapath.Reason) datapath.WeirEvent {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		for _, e := range n.drops() {
 			if datapath.Reason(e.Reason) == reason {
 				return e
