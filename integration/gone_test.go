@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,11 +38,7 @@ func (d *demo) holds(t *testing.T) {
 func TestWhenAPartIsGone(t *testing.T) {
 	d := up(t, "it-gone")
 	d.tutorial(t)
-	text, err := os.ReadFile(filepath.Join(the.root, "examples", "tutorial", "policy-v1.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	policy := string(text)
+	policy := tutorialPolicy(t)
 	d.policy(t, "rule1", policy)
 	d.holds(t)
 
@@ -117,11 +111,7 @@ func TestWhenAPartIsGone(t *testing.T) {
 func TestAnotherReplicaTellsTheDifferenceOnly(t *testing.T) {
 	d := up(t, "it-move")
 	d.tutorial(t)
-	text, err := os.ReadFile(filepath.Join(the.root, "examples", "tutorial", "policy-v1.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.policy(t, "rule1", string(text))
+	d.policy(t, "rule1", tutorialPolicy(t))
 	d.holds(t)
 	before := d.enforcer(t, "n1")
 	first := "policy-0"

@@ -303,11 +303,7 @@ func wantGone(t *testing.T, before, its machine) {
 func (d *demo) use(t *testing.T) {
 	t.Helper()
 	d.tutorial(t)
-	text, err := os.ReadFile(filepath.Join(the.root, "examples", "tutorial", "policy-v1.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.policy(t, "rule1", string(text))
+	d.policy(t, "rule1", tutorialPolicy(t))
 	d.want(t, "deploy/app2", "http://app1-service/public", served("/public"))
 	d.want(t, "deploy/app2", "http://app1-service/private", denied())
 	d.want(t, "deploy/app3", "http://app1-service/public", timedOut())

@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 )
 
@@ -12,11 +10,7 @@ func TestTwoDemos(t *testing.T) {
 	left, right := up(t, "it-left"), up(t, "it-right")
 	left.tutorial(t)
 	right.tutorial(t)
-	text, err := os.ReadFile(filepath.Join(the.root, "examples", "tutorial", "policy-v1.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	left.policy(t, "rule1", string(text))
+	left.policy(t, "rule1", tutorialPolicy(t))
 	left.want(t, "deploy/app2", "http://app1-service/private", denied())
 	left.want(t, "deploy/app3", "http://app1-service/public", timedOut())
 	right.want(t, "deploy/app2", "http://app1-service/private", served("/private"))
@@ -28,7 +22,7 @@ func TestTwoDemos(t *testing.T) {
 	left.want(t, "deploy/app2", "http://app1-service/public", served("/public"))
 
 	left.weir(t, 0, "demo", "down", "--name", left.name)
-	right.policy(t, "rule1", string(text))
+	right.policy(t, "rule1", tutorialPolicy(t))
 	right.want(t, "deploy/app2", "http://app1-service/public", served("/public"))
 	right.want(t, "deploy/app2", "http://app1-service/private", denied())
 	right.want(t, "deploy/app3", "http://app1-service/public", timedOut())
