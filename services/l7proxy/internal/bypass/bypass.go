@@ -130,6 +130,7 @@ type response struct {
 	status     int
 	fromServer bool
 	body       string
+	head       bool // to a HEAD: it has no body
 }
 
 // is says whether the outcome is the one that a corpus names so.
@@ -154,7 +155,7 @@ func (o outcome) is(want string) bool {
 }
 
 // bodyFits: a denial's body is the one that users know.
-func (r response) bodyFits() bool { return r.status != 403 || r.body == "Access denied" }
+func (r response) bodyFits() bool { return r.status != 403 || r.body == "Access denied" || r.head && r.body == "" }
 
 func (o outcome) String() string {
 	var b strings.Builder

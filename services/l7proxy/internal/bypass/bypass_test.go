@@ -66,6 +66,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"a denial", outcome{responses: []response{{status: 403, body: "Access denied"}}}, true},
 		{"a denial with another body", outcome{responses: []response{{status: 403, body: "no"}}}, false},
+		{"a denial of a HEAD", outcome{responses: []response{{status: 403, head: true}}}, true},
 		{"a denial of the server's", outcome{responses: []response{{status: 403, fromServer: true, body: "Access denied"}}}, false},
 		{"another status", outcome{responses: []response{{status: 400}}}, false},
 		{"a close", outcome{closed: true}, true},

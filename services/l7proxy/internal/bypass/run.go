@@ -177,16 +177,18 @@ func converse(ctx context.Context, addr string, raw []byte) (o outcome, err erro
 		o.closed = true
 		break
 	}
-	o.responses = parseResponses(got)
+	method, _, _ := bytes.Cut(bytes.TrimLeft(raw, "\r\n"), []byte(" "))
+	o.responses = parseResponses(got, string(method))
 	return o, nil
 }
 
-// parseResponses reads the responses up to the first that is not one.
-func parseResponses(b []byte) []response {
+// parseResponses reads the responses up to the first that is not one; the first
+// is to a request with that method.
+func parseResponses(b []byte, method string) []response {
 	var rs []response
 	br := bufio.NewReader(bytes.NewReader(b))
 	for {
-		resp, err := http.ReadResponse(br, nil)
+		resp, err := http.ReadResponse(br, &http.Request{Method: method})
 		if err != nil {
 			return rs
 		}
@@ -198,7 +200,8 @@ func parseResponses(b []byte) []response {
 			return append(rs, r)
 		}
 		body, err := io.ReadAll(resp.Body)
-		r.body = string(body)
+		r.body, r.head = string(body), method == http.MethodHead
+		method = http.MethodGet
 		rs = append(rs, r)
 		if err != nil {
 			return rs
