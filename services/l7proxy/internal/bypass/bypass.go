@@ -155,7 +155,9 @@ func (o outcome) is(want string) bool {
 }
 
 // bodyFits: a denial's body is the one that users know.
-func (r response) bodyFits() bool { return r.status != 403 || r.body == "Access denied" || r.head && r.body == "" }
+func (r response) bodyFits() bool {
+	return r.status != 403 || r.body == "Access denied" || r.head && r.body == ""
+}
 
 func (o outcome) String() string {
 	var b strings.Builder
