@@ -86,11 +86,17 @@ type Input struct {
 type Output struct {
 	State    plan.State
 	RuleSets []RuleSet // that State names, by number; the proxy must know them before State is in force
-	// Ready says for the IDs of endpoints by which identity's policy State judges
-	// them. All others are closed.
-	Ready map[uint32]rule.IdentityHash
+	// Ready says for the IDs of endpoints as whom State judges them. All others
+	// are closed.
+	Ready map[uint32]Judged
 	// Explain names what decided, for events that State gives rise to.
 	Explain *Explanation
+}
+
+// Judged is the identity whose policy an endpoint is judged by.
+type Judged struct {
+	Identity rule.IdentityHash
+	Entered  Position // as the endpoint said
 }
 
 // RuleSet has the number that slots and port maps carry. A request must pass
@@ -107,6 +113,11 @@ type Builder struct {
 	rows     *numbers[string]
 	ruleSets ruleSetNumbers
 	cells    cellCache
+
+	// entered is where identities entered the log of this generation, as far as
+	// records have told.
+	generation uint64
+	entered    map[rule.IdentityHash]rule.Revision
 }
 
 // NewBuilder makes a Builder whose peers stay below limit, and whose rule sets
@@ -149,8 +160,8 @@ func (b *Builder) Build(in Input) (Output, error) {
 		Cells:     map[plan.CellKey]plan.PortMap{},
 		Services:  map[plan.ServiceKey][]plan.Backend{},
 		Pairs:     map[plan.RuleSetPair]rule.Verdict{},
-	}, ready: map[uint32]rule.IdentityHash{}, explain: newExplanation(in)}
-	b.begin(in.Index)
+	}, ready: map[uint32]Judged{}, explain: newExplanation(in)}
+	b.begin(in)
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -185,12 +196,15 @@ func (b *Builder) InForce() {
 	b.ruleSets.sweep()
 }
 
-func (b *Builder) begin(index *merge.Index) {
+func (b *Builder) begin(in Input) {
+	if b.entered == nil || b.generation != in.At.Generation {
+		b.generation, b.entered = in.At.Generation, map[rule.IdentityHash]rule.Revision{}
+	}
 	b.peers.begin()
 	b.classes.begin()
 	b.rows.begin()
 	b.ruleSets.begin()
-	b.cells.begin(index)
+	b.cells.begin(in.Index)
 }
 
 // build is one State in the making.
@@ -198,7 +212,7 @@ type build struct {
 	builder *Builder
 	in      Input
 	state   plan.State
-	ready   map[uint32]rule.IdentityHash
+	ready   map[uint32]Judged
 	explain *Explanation
 
 	lengths4, lengths6 []int // of the policy's prefixes, the longest first

@@ -217,6 +217,7 @@ func TestS4AddressBeforeItsIdentityIsPending(t *testing.T) {
 	w.rule("but", rule.Ingress, rule.Deny, rule.Selector{Identities: []rule.Revision{120}}, rule.Everything(), rule.ID{})
 	const peer = "10.2.0.5"
 	b := desired.NewBuilder(limits, 0)
+	anew := desired.Position{Generation: 2, Revision: 500}
 	for _, step := range []struct {
 		name   string
 		change func()
@@ -227,7 +228,19 @@ func TestS4AddressBeforeItsIdentityIsPending(t *testing.T) {
 		{"the policy follows", func() { w.in.At = at(120) }, "deny"},
 		{"the address goes", func() { delete(w.in.Records, addr(peer)) }, pending},
 		{"the identity was known first", func() { w.pod(peer, "new", 120) }, "deny"},
-		{"the log begins anew", func() { w.in.At = desired.Position{Generation: 2, Revision: 500} }, pending},
+		{"the log begins anew, and the address is of the old one", func() { w.in.At = anew }, pending},
+		{"back", func() { w.in.At = at(120) }, "deny"},
+		{"the address is of the new log, the policy not yet", func() {
+			r := w.in.Records[addr(peer)]
+			r.Entered = desired.Position{Generation: 2, Revision: 120}
+			w.in.Records[addr(peer)] = r
+		}, "deny"},
+		{"an identity that only the new log has", func() {
+			r := w.in.Records[addr(peer)]
+			r.Identity = hash("newer")
+			w.in.Records[addr(peer)] = r
+		}, pending},
+		{"the policy follows into the new log", func() { w.in.At = anew }, "deny"},
 	} {
 		step.change()
 		if got := ingress(build(t, b, w.input(t)), peer, 80); got != step.want {
@@ -297,13 +310,16 @@ func TestEndpointsAreClosedUntilTheirIdentityIsInForce(t *testing.T) {
 		name            string
 		change          func(e *desired.Endpoint)
 		ingress, egress plan.Row
-		ready           rule.IdentityHash
+		ready           desired.Judged
 	}{
-		{"not registered", func(e *desired.Endpoint) { e.Identity = rule.IdentityHash{} }, plan.RowClosed, plan.RowClosed, rule.IdentityHash{}},
-		{"no subject", func(e *desired.Endpoint) { e.Identity = hash("unknown") }, plan.RowClosed, plan.RowClosed, rule.IdentityHash{}},
-		{"policy too old", func(e *desired.Endpoint) { e.Identity, e.Entered = hash("app1"), at(101) }, plan.RowClosed, plan.RowClosed, rule.IdentityHash{}},
-		{"known", func(e *desired.Endpoint) { e.Entered = at(10) }, plan.FirstRow, plan.RowOpen, hash("app1")},
-		{"relabelled, not known yet", func(e *desired.Endpoint) { e.Next, e.NextEntered = hash("next"), at(105) }, plan.FirstRow, plan.RowOpen, hash("app1")},
+		{"not registered", func(e *desired.Endpoint) { e.Identity = rule.IdentityHash{} }, plan.RowClosed, plan.RowClosed, desired.Judged{}},
+		{"no subject", func(e *desired.Endpoint) { e.Identity = hash("unknown") }, plan.RowClosed, plan.RowClosed, desired.Judged{}},
+		{"policy too old", func(e *desired.Endpoint) { e.Identity, e.Entered = hash("app1"), at(101) }, plan.RowClosed, plan.RowClosed, desired.Judged{}},
+		{"known", func(e *desired.Endpoint) { e.Entered = at(10) }, plan.FirstRow, plan.RowOpen, desired.Judged{Identity: hash("app1"), Entered: at(10)}},
+		{
+			"relabelled, not known yet", func(e *desired.Endpoint) { e.Next, e.NextEntered = hash("next"), at(105) },
+			plan.FirstRow, plan.RowOpen, desired.Judged{Identity: hash("app1"), Entered: at(10)},
+		},
 	} {
 		tc.change(&w.in.Endpoints[0])
 		out := build(t, b, w.input(t))
@@ -315,8 +331,8 @@ func TestEndpointsAreClosedUntilTheirIdentityIsInForce(t *testing.T) {
 	}
 	w.in.At = at(105)
 	w.in.Subjects[hash("next")] = rule.Subject{Identity: hash("next"), Revision: 105}
-	if out := build(t, b, w.input(t)); out.State.Endpoints[app1].Ingress != plan.RowOpen || out.Ready[app1] != hash("next") {
-		t.Errorf("relabelled and known: %+v, judged by %x", out.State.Endpoints[app1], out.Ready[app1])
+	if out := build(t, b, w.input(t)); out.State.Endpoints[app1].Ingress != plan.RowOpen || out.Ready[app1].Identity != hash("next") {
+		t.Errorf("relabelled and known: %+v, judged by %+v", out.State.Endpoints[app1], out.Ready[app1])
 	}
 }
 

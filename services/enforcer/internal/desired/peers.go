@@ -161,9 +161,7 @@ func (x *build) address(r Record) error {
 	return nil
 }
 
-// addressRef judges by positions alone whether the policy in force knows the
-// identity: its revision must not be newer, and of the same log, because the
-// numbers that name identities are that log's.
+// addressRef is pending unless the policy in force knows the identity.
 func (x *build) addressRef(r Record) (plan.PeerRef, error) {
 	key := peerKey{prefix: x.longest(netip.PrefixFrom(r.Addr, r.Addr.BitLen()))}
 	var flags plan.Flags
@@ -172,14 +170,34 @@ func (x *build) addressRef(r Record) (plan.PeerRef, error) {
 		key.entity, flags = rule.Host, plan.FlagHost
 	case r.NodeAddress:
 		key.entity, flags = rule.RemoteNode, plan.FlagRemoteNode
-	case r.Identity == (rule.IdentityHash{}), r.Entered.Revision == 0,
-		r.Entered.Generation != x.in.At.Generation, r.Entered.Revision > x.in.At.Revision:
-		return plan.PeerRef{Flags: plan.FlagPending}, nil
 	default:
-		key.entity, key.entered = rule.Endpoints, r.Entered
+		entered, known := x.entered(r)
+		if !known {
+			return plan.PeerRef{Flags: plan.FlagPending}, nil
+		}
+		key.entity, key.entered = rule.Endpoints, entered
 	}
 	peer, err := x.peer(key)
 	return plan.PeerRef{Peer: peer, Flags: flags}, err
+}
+
+// entered is where the record's identity entered the log of the policy in force,
+// whose numbers name identities. It must not be newer than that policy. A record
+// that was rewritten for a log that begins anew says nothing of the old one; an
+// identity's hash means the same in both, so what older records said holds.
+func (x *build) entered(r Record) (Position, bool) {
+	at := x.in.At
+	switch {
+	case r.Identity == rule.IdentityHash{} || r.Entered.Revision == 0:
+		return Position{}, false
+	case r.Entered.Generation == at.Generation:
+		x.builder.entered[r.Identity] = r.Entered.Revision
+		return r.Entered, r.Entered.Revision <= at.Revision
+	case r.Entered.Generation < at.Generation:
+		return Position{}, false
+	}
+	before, ok := x.builder.entered[r.Identity]
+	return Position{at.Generation, before}, ok && before <= at.Revision
 }
 
 // peer numbers a peer and its class. Without a policy no peer has a class.

@@ -25,7 +25,7 @@ func (x *build) endpoints() error {
 			ID: e.ID, Egress: plan.RowClosed, Ingress: plan.RowClosed,
 			PodMAC: e.PodMAC, HostMAC: e.HostMAC, Addrs: e.Addrs,
 		}
-		if subject, ok := x.subject(e); ok {
+		if subject, judged, ok := x.subject(e); ok {
 			var err error
 			if out.Egress, err = x.row(subject, rule.Egress); err != nil {
 				return fmt.Errorf("endpoint %d: %w", e.ID, err)
@@ -33,7 +33,7 @@ func (x *build) endpoints() error {
 			if out.Ingress, err = x.row(subject, rule.Ingress); err != nil {
 				return fmt.Errorf("endpoint %d: %w", e.ID, err)
 			}
-			x.ready[e.ID] = subject.Identity
+			x.ready[e.ID] = judged
 		}
 		x.state.Endpoints[e.Ifindex] = out
 	}
@@ -42,15 +42,13 @@ func (x *build) endpoints() error {
 
 // subject is what the policy in force says of the endpoint's identity, if it is
 // new enough to know it.
-func (x *build) subject(e Endpoint) (rule.Subject, bool) {
-	if s, ok := x.in.Subjects[e.Next]; ok && x.known(e.Next, e.NextEntered) {
-		return s, true
+func (x *build) subject(e Endpoint) (rule.Subject, Judged, bool) {
+	for _, j := range []Judged{{e.Next, e.NextEntered}, {e.Identity, e.Entered}} {
+		if s, ok := x.in.Subjects[j.Identity]; ok && x.known(j.Identity, j.Entered) {
+			return s, j, true
+		}
 	}
-	if !x.known(e.Identity, e.Entered) {
-		return rule.Subject{}, false
-	}
-	s, ok := x.in.Subjects[e.Identity]
-	return s, ok
+	return rule.Subject{}, Judged{}, false
 }
 
 // known says whether the policy in force is at least as new as the identity.

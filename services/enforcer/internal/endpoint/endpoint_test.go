@@ -154,11 +154,11 @@ func (f *fixture) add(ctx context.Context, r *enforcerv1.AddEndpointRequest) <-c
 // force puts in force what the registry says now.
 func (f *fixture) force(t *testing.T) {
 	t.Helper()
-	judged := map[uint32]rule.IdentityHash{}
+	judged := map[uint32]desired.Judged{}
 	for _, e := range f.registry.List() {
-		judged[e.ID] = e.Identity
+		judged[e.ID] = desired.Judged{Identity: e.Identity, Entered: e.Entered}
 		if e.Next != (rule.IdentityHash{}) {
-			judged[e.ID] = e.Next
+			judged[e.ID] = desired.Judged{Identity: e.Next, Entered: e.NextEntered}
 		}
 	}
 	if err := f.registry.InForce(judged); err != nil {
@@ -386,6 +386,21 @@ func TestRelabelledPodChangesWhenThePolicyKnowsIt(t *testing.T) {
 	}
 	if e := f.registry.List()[0]; e.Identity != hash("app1") {
 		t.Errorf("changed before it was in force: %+v", e)
+	}
+	// The same identity in a log that begins anew is not in force either.
+	again := desired.Position{Generation: 2, Revision: 3}
+	if err := f.registry.Relabel("uid-app1", hash("app1"), again); err != nil {
+		t.Fatal(err)
+	}
+	judged := map[uint32]desired.Judged{1: {Identity: hash("app1"), Entered: desired.Position{Generation: 1, Revision: 10}}}
+	if err := f.registry.InForce(judged); err != nil {
+		t.Fatal(err)
+	}
+	if e := f.registry.List()[0]; e.Entered.Generation != 1 || e.NextEntered != again {
+		t.Errorf("taken for in force: %+v", e)
+	}
+	if err := f.registry.Relabel("uid-app1", hash("other"), entered); err != nil {
+		t.Fatal(err)
 	}
 	f.force(t)
 	if e := f.registry.List()[0]; e.Identity != hash("other") || e.Entered != entered || e.Next != (rule.IdentityHash{}) {

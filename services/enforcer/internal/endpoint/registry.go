@@ -63,8 +63,8 @@ type Registry struct {
 
 	mu       sync.Mutex
 	file     file
-	judgedBy map[uint32]rule.IdentityHash // by ID, in force now
-	moved    chan struct{}                // closed and replaced when judgedBy changes
+	judgedBy map[uint32]desired.Judged // by ID, in force now
+	moved    chan struct{}             // closed and replaced when judgedBy changes
 }
 
 // file is what a restart needs.
@@ -239,8 +239,8 @@ func (r *Registry) Identities() []rule.IdentityHash {
 	return slices.Compact(ids)
 }
 
-// InForce says by which identities' policies the endpoints are judged from now on.
-func (r *Registry) InForce(judgedBy map[uint32]rule.IdentityHash) error {
+// InForce says as whom the endpoints are judged from now on.
+func (r *Registry) InForce(judgedBy map[uint32]desired.Judged) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.judgedBy = judgedBy
@@ -248,7 +248,7 @@ func (r *Registry) InForce(judgedBy map[uint32]rule.IdentityHash) error {
 	r.moved = make(chan struct{})
 	promoted := false
 	for i, e := range r.file.Endpoints {
-		if e.Next != (rule.IdentityHash{}) && judgedBy[e.ID] == e.Next {
+		if e.Next != (rule.IdentityHash{}) && judgedBy[e.ID] == (desired.Judged{Identity: e.Next, Entered: e.NextEntered}) {
 			r.file.Endpoints = slices.Clone(r.file.Endpoints)
 			e.Identity, e.Entered = e.Next, e.NextEntered
 			e.Next, e.NextEntered = rule.IdentityHash{}, desired.Position{}
@@ -280,14 +280,14 @@ func (r *Registry) SetLabels(id uint32, of rule.IdentityHash, labels []string) e
 func (r *Registry) Ready(id uint32) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.judgedBy[id] != rule.IdentityHash{}
+	return r.judgedBy[id] != desired.Judged{}
 }
 
 // Wait returns when the endpoint is judged by the policy of its identity.
 func (r *Registry) Wait(ctx context.Context, e Endpoint) error {
 	for {
 		r.mu.Lock()
-		ready, moved := r.judgedBy[e.ID] == e.Identity, r.moved
+		ready, moved := r.judgedBy[e.ID].Identity == e.Identity, r.moved
 		r.mu.Unlock()
 		if ready {
 			return nil

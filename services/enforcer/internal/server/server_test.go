@@ -42,7 +42,7 @@ func sources(t *testing.T) server.Sources {
 			t.Fatal(err)
 		}
 	}
-	if err := registry.InForce(map[uint32]rule.IdentityHash{1: {1}}); err != nil {
+	if err := registry.InForce(map[uint32]desired.Judged{1: {Identity: rule.IdentityHash{1}}}); err != nil {
 		t.Fatal(err)
 	}
 	state := plan.State{
