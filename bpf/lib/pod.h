@@ -47,7 +47,7 @@ static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u3
 {
 	struct weir_ct_slot *slot;
 	__u32 clear = 0;
-	bool news = true;
+	bool news = true, turned;
 
 	if (goes_forward(j) == j->src_first)
 		flags |= WEIR_CT_A_INITIATES;
@@ -63,7 +63,10 @@ static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u3
 		return false;
 	}
 	slot = &j->ct->slot[j->slot & 1];
-	if (ct_src_initiates(j, j->ct->flags) != goes_forward(j))
+	turned = ct_src_initiates(j, j->ct->flags) != goes_forward(j);
+	if (turned && !begins) /* another CPU was first, and may know better */
+		return false;
+	if (turned)
 		clear = ~0U;
 	else if (begins)
 		clear = WEIR_CT_GUESSED | WEIR_CT_FIN_A | WEIR_CT_FIN_B | WEIR_CT_RST |
@@ -153,6 +156,26 @@ static __always_inline int check_own(struct judgement *j)
 	return 0;
 }
 
+/* Tries the other end of a flow whose beginning is a guess. If it is denied so as
+ * well, the first judgement is the one to tell of. */
+static __noinline int judge_turned(struct __sk_buff *skb, struct judgement *j, int denied)
+{
+	__u32 row = j->row, peer = j->peer, class_id = j->class_id;
+	__u16 port = j->port;
+	int v;
+
+	j->slot ^= 1;
+	v = judge(skb, j);
+	if (v > 0)
+		return v;
+	j->slot ^= 1;
+	j->row = row;
+	j->peer = peer;
+	j->class_id = class_id;
+	j->port = port;
+	return denied;
+}
+
 /* Judges a packet that no slot answers for. begins: it is the first of a flow. */
 static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, bool begins)
 {
@@ -172,10 +195,8 @@ static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, boo
 	if (flags < 0)
 		return tell_drop(j, -flags);
 	v = judge(skb, j);
-	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED) {
-		j->slot ^= 1;
-		v = judge(skb, j);
-	}
+	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED)
+		v = judge_turned(skb, j, v);
 	if (v < 0)
 		return deny(skb, j, -v, begins);
 	j->verdict = v;

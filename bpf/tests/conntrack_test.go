@@ -153,9 +153,10 @@ func TestP7(t *testing.T) {
 	}
 }
 
-// An endpoint with no quota left, or a full map, is judged packet by packet; HTTP
-// is refused, for the proxy's packets would match no slot.
-func TestQuota(t *testing.T) {
+// P8: a flood takes the flooding endpoint's quota and no more. With none left it
+// is judged packet by packet; HTTP is refused, for the proxy's packets would match
+// no slot.
+func TestP8(t *testing.T) {
 	sizes := small
 	sizes.CtQuota = 2
 	l := newLab(t, sizes)

@@ -33,6 +33,18 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// A packet from the middle of nothing is told of as what its sender did.
+func TestEventOfUnknownFlow(t *testing.T) {
+	l := newPods(t)
+	l.pods(rowA, rowB, rowA, rowB)
+	f := aToB(22).with(ack)
+	l.fromPod(0, f)
+	drops := l.drops()
+	if len(drops) != 1 || drops[0].Ingress != 0 || drops[0].Row != rowA || drops[0].Port != 22 {
+		t.Errorf("events %+v, want one of A's egress to port 22", drops)
+	}
+}
+
 // Events that find their ring full are counted, and the packets dropped as ever.
 func TestLostEvents(t *testing.T) {
 	l := newPods(t)
