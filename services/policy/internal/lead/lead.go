@@ -13,6 +13,7 @@ import (
 	kit "weir.dev/weir/internal/source"
 	"weir.dev/weir/internal/statelog"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
+	"weir.dev/weir/services/policy/internal/catalog"
 	"weir.dev/weir/services/policy/internal/source"
 	"weir.dev/weir/services/policy/internal/status"
 )
@@ -26,13 +27,24 @@ const (
 	lostAfter = 4 * time.Second
 )
 
-// Leader copies. All its fields are set.
+// Leader copies. All its exported fields are set; Lead is called by one
+// goroutine at a time.
 type Leader struct {
 	Source *kit.Store
 	View   *statelog.View
 	Writer *statelog.Writer
 	Nodes  *status.Nodes
 	Log    *slog.Logger
+
+	compared map[statelog.Key]comparison
+}
+
+// comparison is an object that was found, or made, to be what the log has.
+type comparison struct {
+	json *byte // of the object's JSON, which is never written to
+	file string
+	line int
+	at   catalog.Position // of the log's entry
 }
 
 // Lead copies until ctx ends.
@@ -44,6 +56,7 @@ func (l *Leader) Lead(ctx context.Context) error {
 	defer watch.Stop()
 	look := time.NewTimer(lookEvery)
 	defer look.Stop()
+	l.compared = map[statelog.Key]comparison{}
 	var ahead time.Time
 	var sourceChanged, viewChanged <-chan struct{}
 	for copying := true; ; {
@@ -92,26 +105,43 @@ func (l *Leader) copy(ctx context.Context) error {
 	now := time.Now()
 	for _, kind := range source.Kinds() {
 		for _, o := range l.Source.List(kind) {
-			entry, err := source.Entry(o, now)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			errs = append(errs, l.put(ctx, statelog.PolicyKey(o.Kind, o.Namespace, o.Name), entry))
+			errs = append(errs, l.put(ctx, o, now))
 		}
 	}
 	for _, k := range l.gone() {
 		err := l.Writer.Delete(ctx, k)
 		if err == nil {
 			l.Log.Info("policy removed from the log", logkey.Policy, k)
+			delete(l.compared, k)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (l *Leader) put(ctx context.Context, key statelog.Key, entry *policyv1.PolicyEntry) error {
-	if e, ok := l.View.Get(key); ok && statelog.Same(e.Value, entry) {
+// first tells one JSON from another that was read at another time.
+func first(json []byte) *byte {
+	if len(json) == 0 {
+		return nil
+	}
+	return &json[0]
+}
+
+// put writes an object unless the log says the same.
+func (l *Leader) put(ctx context.Context, o kit.Object, now time.Time) error {
+	key := statelog.PolicyKey(o.Kind, o.Namespace, o.Name)
+	e, there := l.View.Get(key)
+	at := catalog.Position{Generation: l.View.Position().Generation, Revision: e.Revision}
+	c := comparison{first(o.JSON), o.File, o.Line, at}
+	if there && l.compared[key] == c {
+		return nil
+	}
+	entry, err := source.Entry(o, now)
+	if err != nil {
+		return err
+	}
+	if there && statelog.Same(e.Value, entry) {
+		l.compared[key] = c
 		return nil
 	}
 	revision, outcome, err := l.Writer.Put(ctx, key, entry)
