@@ -230,7 +230,8 @@ func (c *client) ask(ctx context.Context) string {
 		}
 		c.conn, c.buf = conn, bufio.NewReader(conn)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
+	conn := c.conn
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := fmt.Fprintf(c.conn, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", c.stream.url.Path, c.stream.url.Host); err != nil {
 		return ending(err)
@@ -250,7 +251,8 @@ func (c *client) ask(ctx context.Context) string {
 
 // wait waits for the connection's end.
 func (c *client) wait(ctx context.Context) string {
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
+	conn := c.conn
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := c.buf.ReadByte(); err != nil {
 		return ending(err)

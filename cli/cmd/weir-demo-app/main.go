@@ -61,7 +61,7 @@ func runServe(ctx context.Context, args []string, out io.Writer) error {
 	log := slog.New(slog.NewTextHandler(out, nil))
 	g, ctx := errgroup.WithContext(ctx)
 	for addr := range strings.SplitSeq(*listen, ",") {
-		srv := &http.Server{Addr: addr, Handler: handler(log, addr), ReadHeaderTimeout: 10 * time.Second}
+		srv := &http.Server{Addr: addr, Handler: handler(log, addr), ReadHeaderTimeout: 10 * time.Minute}
 		g.Go(func() error {
 			if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve on %s: %w", addr, err)
