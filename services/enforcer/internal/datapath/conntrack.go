@@ -156,7 +156,7 @@ func (d *Datapath) Purge(endpoint uint32) error {
 		return nil // that is who judged nothing
 	}
 	made := func(_ bpf.WeirCtKey, v bpf.WeirCt) bool {
-		return v.Endpoint[0] == endpoint || v.Endpoint[1] == endpoint
+		return v.Endpoint[0] == endpoint || v.Endpoint[1] == endpoint || v.Owner == endpoint
 	}
 	var errs []error
 	for _, name := range []string{bpf.MapCtTCP, bpf.MapCtAny} {
