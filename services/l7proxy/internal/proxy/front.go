@@ -166,11 +166,29 @@ func (f *front) tunnelOut(judged httprule.Request) {
 
 // await waits for the response to have been passed on; false if the back has
 // ended without one.
+//
+// A client that ends its half meanwhile, or is gone, is no longer read from, so
+// its connection is looked at: the server learns of it as it would without a
+// proxy.
 func (f *front) await(ex *exchange) (result, bool) {
-	select {
-	case res := <-ex.result:
-		return res, true
-	case <-f.backDone:
+	look := time.NewTimer(lookAtClient)
+	defer look.Stop()
+	for waiting := true; waiting; {
+		select {
+		case res := <-ex.result:
+			return res, true
+		case <-f.backDone:
+			waiting = false
+		case <-look.C:
+			switch f.client.look() {
+			case quiet:
+				look.Reset(lookAtClient)
+			case ended:
+				_ = f.server.tcp.CloseWrite() // an error: the server is gone, which the back finds
+			case gone:
+				f.server.wake()
+			}
+		}
 	}
 	select {
 	case res := <-ex.result:
@@ -179,6 +197,8 @@ func (f *front) await(ex *exchange) (result, bool) {
 		return result{close: true}, false
 	}
 }
+
+const lookAtClient = 250 * time.Millisecond
 
 // firstChunk bounds the wait for a chunked body's beginning before its head is
 // passed on without.

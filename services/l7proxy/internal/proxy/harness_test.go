@@ -28,6 +28,7 @@ type judged struct {
 	word   uint64
 	number uint32
 	gone   bool
+	broken bool
 }
 
 func (j *judged) Word() uint64 {
@@ -39,6 +40,9 @@ func (j *judged) Word() uint64 {
 func (j *judged) RuleSet(Flow) (uint32, uint64, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.broken {
+		panic("broken")
+	}
 	return j.number, j.word, !j.gone
 }
 

@@ -17,6 +17,7 @@ type Metrics struct {
 	badResponses prometheus.Counter
 	tunnels      prometheus.Counter
 	tunnelsCut   prometheus.Counter
+	panics       prometheus.Counter
 	requests     *prometheus.CounterVec // direction, status class
 	denied       *prometheus.CounterVec // direction, reason
 
@@ -48,6 +49,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		badResponses: counter("bad_responses_total", "Responses of servers that were not passed on: malformed, or a switch nobody asked for."),
 		tunnels:      counter("websockets_total", "Connections that became WebSockets."),
 		tunnelsCut:   counter("websockets_cut_total", "WebSockets cut because the policy would refuse them now."),
+		panics:       counter("panics_total", "Connections cut because their handling panicked: a fault of the proxy's."),
 		requests:     vec("requests_total", "Requests by what their client got: a class of status, or none.", "direction", "status"),
 		denied:       vec("denied_total", "Requests that were denied, by reason.", "direction", "reason"),
 	}

@@ -9,7 +9,7 @@
 //
 // The core knows neither eBPF nor who asked for it: connections' rule sets and
 // upstream sockets come by two small interfaces. It imports http1, rules,
-// engine/httprule, the Prometheus client and the standard library.
+// engine/httprule, the Prometheus client, x/sys and the standard library.
 package proxy
 
 import (

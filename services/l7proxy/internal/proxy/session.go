@@ -2,10 +2,12 @@ package proxy
 
 import (
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
 	"weir.dev/weir/engine/httprule"
+	"weir.dev/weir/internal/logkey"
 	"weir.dev/weir/services/l7proxy/internal/http1"
 	"weir.dev/weir/services/l7proxy/internal/rules"
 )
@@ -70,10 +72,10 @@ func newSession(p *Proxy, f Flow, client, server *net.TCPConn) *session {
 func (s *session) run() {
 	go func() {
 		defer close(s.backDone)
-		s.back()
+		s.guard(s.back)
 		s.client.wake()
 	}()
-	s.front()
+	s.guard(s.front)
 	if s.turn.leaving() {
 		s.server.pause()
 	} else {
@@ -84,6 +86,19 @@ func (s *session) run() {
 	s.end()
 	s.in.Release()
 	s.out.Release()
+}
+
+// guard cuts the connection if f panics: what one peer sent must not end the
+// connections of all others.
+func (s *session) guard(f func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.p.cfg.Metrics.panics.Inc()
+			s.p.log.Error("connection cut: its handling panicked", logkey.Error, r, "stack", string(debug.Stack()))
+			s.cut()
+		}
+	}()
+	f()
 }
 
 // end closes both sides.

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // errWoken: the other goroutine of the connection has ended it.
@@ -79,6 +81,37 @@ func (s *side) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return s.tcp.Write(b)
+}
+
+// What a look at a connection finds that nobody reads.
+type found uint8
+
+const (
+	quiet found = iota // nothing, or bytes
+	ended              // the peer has closed its half, and all before it was read
+	gone               // a reset
+)
+
+func (s *side) look() found {
+	raw, err := s.tcp.SyscallConn()
+	if err != nil {
+		return gone
+	}
+	f := gone
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case n > 0 || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
+			f = quiet
+		case err == nil:
+			f = ended
+		}
+	})
+	if err != nil {
+		return gone
+	}
+	return f
 }
 
 // spliceAtOnce bounds what one deadline is for.
