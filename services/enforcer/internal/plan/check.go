@@ -9,8 +9,9 @@ import (
 	"weir.dev/weir/engine/rule"
 )
 
-// check refuses a state that the maps cannot hold, or that is none.
-func (l Limits) check(s State) error {
+// check refuses a state that the maps cannot hold, or that is none. Peers of the
+// planner's own may stay from realized: a planner that died left them.
+func (l Limits) check(realized, s State) error {
 	for _, m := range []struct {
 		name    string
 		n, most int
@@ -42,7 +43,8 @@ func (l Limits) check(s State) error {
 		}
 	}
 	for p, c := range s.Classes {
-		if p == NoPeer || p >= l.PeerLimit() || c == DefaultClass {
+		own := p >= l.PeerLimit() && realized.Classes[p] != c
+		if p == NoPeer || own || c == DefaultClass {
 			return fmt.Errorf("peer %d of class %d: peers go from 1 to %d, classes to %d", p, c, l.PeerLimit()-1, DefaultClass-1)
 		}
 	}

@@ -107,7 +107,7 @@ func (p *Planner) Apply(ctx context.Context, desired State) (Result, error) {
 // plan returns the writes from realized to desired. It takes places for new
 // port maps and gives back old ones, as if the writes were done.
 func (p *Planner) plan(desired State) ([]Op, error) {
-	if err := p.limits.check(desired); err != nil {
+	if err := p.limits.check(p.realized, desired); err != nil {
 		return nil, err
 	}
 	t := &transition{

@@ -115,6 +115,35 @@ func TestP11KilledBeforeEachWrite(t *testing.T) {
 	})
 }
 
+// TestAdoptedStateMayBeKept: what a death left, with peers of the planner's own in
+// it, is a state to go on from before anything else is desired.
+func TestAdoptedStateMayBeKept(t *testing.T) {
+	world := plantest.NewWorld(1, 2)
+	rapid.Check(t, func(t *rapid.T) {
+		from := world.State(t)
+		to := world.Change(t, from)
+		m, p := realize(t, from)
+		m.n, m.stop = 0, rapid.IntRange(0, 60).Draw(t, "killed before write")
+		if _, err := p.Apply(t.Context(), to); err != nil && !errors.Is(err, errStopped) {
+			t.Fatalf("apply: %v", err)
+		}
+		m.stop = -1
+		next := plan.NewPlanner(plantest.Limits(), m)
+		if err := next.Adopt(t.Context()); err != nil {
+			t.Fatalf("adopt: %v", err)
+		}
+		kept := next.Realized()
+		kept.Endpoints = nil
+		if _, err := next.Apply(t.Context(), kept); err != nil {
+			t.Fatalf("apply what is there, without endpoints: %v", err)
+		}
+		if _, err := next.Apply(t.Context(), to); err != nil {
+			t.Fatalf("apply: %v", err)
+		}
+		wantBothSides(t, m.Model, to)
+	})
+}
+
 // TestFailedWriteIsRepairedByTheNextApply: no restart is needed after an error.
 func TestFailedWriteIsRepairedByTheNextApply(t *testing.T) {
 	world := plantest.NewWorld(1, 2)
