@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,6 +42,9 @@ const (
 	firstPod = 2
 	lastPod  = 254
 )
+
+// tryAgain is how long the controller waits after an error.
+const tryAgain = time.Second
 
 // cluster plays controller, scheduler and kubelet: it follows the manifests and
 // writes what it made of them into a folder that only it writes. All fields
@@ -106,10 +110,13 @@ func (c *cluster) run(ctx context.Context) error {
 	g.Go(func() { failed <- manifests.Run(ctx, c.store.Apply) })
 	for {
 		changed := c.store.Changed()
+		var again <-chan time.Time
 		if err := c.reconcile(pods, &g); err != nil {
-			return err
+			c.log.Error("the cluster is not as it should be; it is tried again", "err", err, "in", tryAgain)
+			again = time.After(tryAgain)
 		}
 		select {
+		case <-again:
 		case <-changed:
 		case s := <-c.statuses:
 			if p := c.pods[s.name]; p != nil {

@@ -244,8 +244,8 @@ func find(cmd *cobra.Command) (parts.Demo, error) {
 	return d, exit.With(exit.Unreachable, err)
 }
 
-// KernelError says that the kernel is too old, or nothing.
-func KernelError() error {
+// kernelError says that the kernel is too old, or nothing.
+func kernelError() error {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return fmt.Errorf("ask for the kernel's version: %w", err)

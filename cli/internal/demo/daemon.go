@@ -74,6 +74,9 @@ func Serve(ctx context.Context, cfg Config, out io.Writer, ready func() error) e
 	if !nameForm.MatchString(cfg.Name) {
 		return fmt.Errorf("demo name %q: use at most 20 of a-z, 0-9 and -", cfg.Name)
 	}
+	if err := kernelError(); err != nil {
+		return err
+	}
 	d := &daemon{cfg: cfg, demo: parts.At(cfg.Name), out: out}
 	unlock, err := lock(d.demo)
 	if err != nil {

@@ -21,9 +21,6 @@ func runCommand() *cobra.Command {
 
 Exits 0 only if every line showed what it must.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := KernelError(); err != nil {
-				return err
-			}
 			exe, err := os.Executable()
 			if err != nil {
 				return err

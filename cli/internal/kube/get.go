@@ -25,7 +25,7 @@ import (
 func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get KIND [NAME...]", Short: "List objects", Args: cobra.MinimumNArgs(1),
-		Example: "  weir get pods -o wide\n  weir get svc app1-service -o json",
+		Example: "  weir get pods,svc -o wide\n  weir get svc app1-service -o json",
 		RunE:    get,
 	}
 	namespaceFlag(cmd)
@@ -39,6 +39,9 @@ func get(cmd *cobra.Command, args []string) error {
 	d, err := demoOf(cmd)
 	if err != nil {
 		return err
+	}
+	if words := strings.Split(args[0], ","); len(words) > 1 {
+		return getMany(cmd, words, args[1:])
 	}
 	k, names, err := target(args)
 	if err != nil {
@@ -80,6 +83,19 @@ func get(cmd *cobra.Command, args []string) error {
 	}
 	if len(missing) > 0 {
 		return exit.Silent(exit.Failed)
+	}
+	return nil
+}
+
+// getMany shows one kind after the other.
+func getMany(cmd *cobra.Command, words, names []string) error {
+	for i, w := range words {
+		if i > 0 && cmd.Flag("output").Value.String() != "name" {
+			fmt.Fprintln(cmd.OutOrStdout())
+		}
+		if err := get(cmd, append([]string{w}, names...)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
