@@ -127,6 +127,16 @@ func (c *Client) Find(addr netip.Addr) (desired.Record, bool) {
 	return desired.Record{}, false
 }
 
+// Registered says whether the stream has a record of the address that names this
+// pod; of a node's own address, none. It is not for one to tell who has not seen
+// a first snapshot: everything counts as registered then.
+func (c *Client) Registered(addr netip.Addr, podUID string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.store.entries[addr]
+	return !c.store.complete || e.record != nil && e.sequence > 0 && e.record.PodUID == podUID
+}
+
 // Sequence is the write up to which everything has been taken in.
 func (c *Client) Sequence() uint64 {
 	c.mu.Lock()
@@ -177,6 +187,13 @@ func (c *Client) tell(r *desired.Record) {
 		c.cfg.Record(*r)
 	}
 	c.cfg.Changed()
+}
+
+// stale says whether there are records of a stream that is gone.
+func (c *Client) stale() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.store.until.IsZero() && c.store.complete
 }
 
 func (c *Client) gap() bool {
@@ -264,19 +281,26 @@ func (c *Client) Run(ctx context.Context) error {
 	c.needSnapshot()
 	const least, most = 100 * time.Millisecond, 5 * time.Second
 	pause := least
+	renewed := time.NewTimer(0)
+	defer renewed.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.repair:
-		}
-		if !c.gap() {
-			continue // filled meanwhile
+			if !c.gap() {
+				continue // filled meanwhile
+			}
+		case <-renewed.C:
+			if !c.stale() {
+				continue
+			}
 		}
 		gap, err := c.takeSnapshot(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
+		renewed.Reset(renewal + time.Second)
 		if err == nil && !gap {
 			pause = least
 			continue
@@ -299,7 +323,7 @@ func (c *Client) takeSnapshot(ctx context.Context) (gap bool, err error) {
 		return false, err
 	}
 	c.mu.Lock()
-	changed, used := c.store.snapshot(records, h)
+	changed, used := c.store.snapshot(records, h, time.Now())
 	gap = c.store.gap()
 	c.mu.Unlock()
 	if !used {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
@@ -243,5 +244,27 @@ func TestS14ScanIsLimitedByEndpoint(t *testing.T) {
 	c.Want(2, netip.MustParseAddr("10.9.0.1"))
 	if len(c.wanted) != scanned+1 {
 		t.Error("another endpoint's look-up was not made")
+	}
+}
+
+// S7: a stream that began anew is empty at first. What the old one said holds
+// while every node registers its pods again, and no longer.
+func TestS7RecordsOfALostStreamAreKeptForAWhile(t *testing.T) {
+	s := newStore()
+	pod := func(a string) desired.Record { return desired.Record{Addr: netip.MustParseAddr(a), PodUID: a} }
+	now := time.Unix(1000, 0)
+	s.snapshot([]desired.Record{pod("10.0.0.1"), pod("10.0.0.2")}, head{90, 1}, now)
+	s.snapshot(nil, head{0, 2}, now)
+	if got := len(s.records()); got != 2 {
+		t.Errorf("an empty stream began: %d records, want 2", got)
+	}
+	again := pod("10.0.0.1")
+	s.take(event{1, again.Addr, &again})
+	if got := s.entries[again.Addr].sequence; got != 1 {
+		t.Errorf("registered again at sequence %d, want 1", got)
+	}
+	s.snapshot([]desired.Record{again}, head{1, 2}, now.Add(renewal))
+	if _, there := s.records()[netip.MustParseAddr("10.0.0.2")]; there || len(s.records()) != 1 {
+		t.Errorf("after a while: %v", s.records())
 	}
 }

@@ -3,6 +3,7 @@ package addressclient
 import (
 	"maps"
 	"net/netip"
+	"time"
 
 	"weir.dev/weir/services/enforcer/internal/desired"
 )
@@ -23,7 +24,7 @@ type event struct {
 // entry is what is known of an address; a removed one is kept until a snapshot
 // that is not older, so that it does not come back.
 type entry struct {
-	sequence uint64
+	sequence uint64 // 0: of a stream that is gone
 	record   *desired.Record
 }
 
@@ -38,6 +39,9 @@ type store struct {
 	ahead map[uint64]bool
 	// suspect is a head that was announced and not yet reached.
 	suspect uint64
+	// Records of a stream that is gone stay until then: every node registers its
+	// pods anew.
+	until time.Time
 	// missed says that a head showed writes which no later one will show again.
 	missed bool
 }
@@ -91,15 +95,20 @@ func (s *store) announce(h head) {
 	s.suspect = h.sequence
 }
 
+// renewal is how long the records of a stream that is gone are kept.
+const renewal = 30 * time.Second
+
 // snapshot takes a complete snapshot in: what it does not have is removed,
-// unless an event that is newer says otherwise. A snapshot of an older stream
-// is refused. It reports whether the records changed and whether it was used.
-func (s *store) snapshot(records []desired.Record, h head) (changed, used bool) {
+// unless an event that is newer says otherwise, or the stream began anew just
+// now. A snapshot of an older stream is refused. It reports whether the records
+// changed and whether it was used.
+func (s *store) snapshot(records []desired.Record, h head, now time.Time) (changed, used bool) {
 	if h.created < s.created {
 		return false, false
 	}
 	if h.created > s.created && s.created != 0 {
 		s.reset()
+		s.until = now.Add(renewal)
 	}
 	s.created = h.created
 	named := make(map[netip.Addr]bool, len(records))
@@ -108,6 +117,9 @@ func (s *store) snapshot(records []desired.Record, h head) (changed, used bool) 
 		changed = s.put(event{h.sequence, r.Addr, &r}) || changed
 	}
 	for addr, e := range s.entries {
+		if e.sequence == 0 && now.Before(s.until) {
+			continue
+		}
 		if !named[addr] && e.sequence <= h.sequence {
 			delete(s.entries, addr)
 			changed = changed || e.record != nil

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +111,7 @@ type fixture struct {
 	registry *endpoint.Registry
 	server   *endpoint.Server
 	changed  chan struct{}
+	lost     atomic.Bool // registrations
 }
 
 func start(t *testing.T) *fixture {
@@ -131,7 +133,7 @@ func (f *fixture) restart(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.changed, f.registry = changed, registry
-	f.server = endpoint.NewServer(registry, f.node, f.node, f.node, slog.New(slog.DiscardHandler), func(time.Duration) {})
+	f.server = endpoint.NewServer(registry, f.node, f.node, f.node, slog.New(slog.DiscardHandler), func(time.Duration) {}, func(endpoint.Endpoint) bool { return f.lost.Load() })
 }
 
 func request(container, pod, veth, addr string) *enforcerv1.AddEndpointRequest {
@@ -363,6 +365,31 @@ func TestProgramsThatSomebodyTookOffComeBack(t *testing.T) {
 	}
 	if err := f.server.Attached(); err != nil {
 		t.Errorf("not ready: %v", err)
+	}
+}
+
+// S7: whose registration was lost with the log is registered again.
+func TestS7LostRegistrationIsRepeated(t *testing.T) {
+	f := start(t)
+	done := f.add(t.Context(), request("c1", "app1", "veth1", "10.1.0.1"))
+	f.awaitRegistered("app1")
+	f.force(t)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	f.lost.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- f.server.Run(ctx) }()
+	for len(f.said()) < 3 {
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := f.said()[2]; got != "register app1" {
+		t.Errorf("after the loss: %s", got)
 	}
 }
 

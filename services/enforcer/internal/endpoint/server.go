@@ -57,6 +57,7 @@ type Server struct {
 	log        *slog.Logger
 	release    chan struct{} // capacity 1: there are releases to do
 	addDone    func(took time.Duration)
+	doubt      func(Endpoint) bool
 
 	mu       sync.Mutex
 	busy     map[Key]*turn
@@ -70,10 +71,10 @@ type turn struct {
 }
 
 // NewServer makes the service. addDone is told how long each successful
-// AddEndpoint took.
-func NewServer(r *Registry, k Kernel, i Identities, l Links, log *slog.Logger, addDone func(time.Duration)) *Server {
+// AddEndpoint took; doubt says whether an endpoint's registration may be lost.
+func NewServer(r *Registry, k Kernel, i Identities, l Links, log *slog.Logger, addDone func(time.Duration), doubt func(Endpoint) bool) *Server {
 	return &Server{
-		registry: r, kernel: k, identities: i, links: l, log: log, addDone: addDone,
+		registry: r, kernel: k, identities: i, links: l, log: log, addDone: addDone, doubt: doubt,
 		release: make(chan struct{}, 1), busy: map[Key]*turn{},
 	}
 }
@@ -352,14 +353,14 @@ func (s *Server) reattachOne(key Key) error {
 	return nil
 }
 
-// Run gives the addresses of removed pods back, asks for the labels of
-// relabelled ones, and looks after the programs of all, until ctx ends. What
+// Run gives the addresses of removed pods back, registers again whose
+// registration was lost, and looks after the programs of all, until ctx ends. What
 // cannot be done while weir-identity is away is tried again.
 func (s *Server) Run(ctx context.Context) error {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
 	for {
-		if err := errors.Join(s.releaseAll(ctx), s.askLabels(ctx)); err != nil {
+		if err := errors.Join(s.releaseAll(ctx), s.registerAgain(ctx)); err != nil {
 			s.log.Error("endpoints not written down", logkey.Error, err)
 		}
 		s.reattach()
@@ -393,24 +394,31 @@ func (s *Server) releaseAll(ctx context.Context) error {
 	return nil
 }
 
-// askLabels registers relabelled pods again, which changes nothing and tells
-// their labels.
-func (s *Server) askLabels(ctx context.Context) error {
+// registerAgain registers pods whose registration may be lost, with the log
+// that had it, and relabelled ones, which tells their labels. For others it
+// would change nothing.
+func (s *Server) registerAgain(ctx context.Context) error {
 	for _, e := range s.registry.List() {
-		if e.LabelsOf == e.Identity {
+		lost := e.Identity != (rule.IdentityHash{}) && s.doubt(e)
+		if e.LabelsOf == e.Identity && !lost {
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, callLimit)
 		reg, err := s.identities.Register(call, registration(e))
 		cancel()
+		if err == nil && len(reg.GetIdentity()) != len(e.Identity) {
+			err = errors.New("weir-identity answered without an identity")
+		}
 		if err != nil {
-			s.log.Debug("labels not known yet", logkey.Namespace, e.Namespace, logkey.Pod, e.Pod, logkey.Error, err)
-			return nil
+			s.log.Debug("pod not registered again", logkey.Namespace, e.Namespace, logkey.Pod, e.Pod, logkey.Error, err)
+			continue
 		}
-		if string(reg.GetIdentity()) != string(e.Identity[:]) {
-			continue // relabelled once more; its record is under way
+		if lost {
+			s.log.Info("pod registered again", logkey.Namespace, e.Namespace, logkey.Pod, e.Pod, logkey.Revision, reg.GetIdentityRevision())
 		}
-		if err := s.registry.SetLabels(e.ID, e.Identity, labels(reg.GetContent())); err != nil {
+		id := rule.IdentityHash(reg.GetIdentity())
+		entered := desired.Position{Generation: reg.GetGeneration(), Revision: rule.Revision(reg.GetIdentityRevision())}
+		if err := errors.Join(s.registry.Relabel(e.PodUID, id, entered), s.registry.SetLabels(e.ID, id, labels(reg.GetContent()))); err != nil {
 			return err
 		}
 	}

@@ -68,13 +68,15 @@ func heardBy(own []netip.Addr, list []netlink.Addr) []netip.Addr {
 // registrar keeps weir-identity told of the node's own addresses.
 type registrar struct {
 	identities identityv1.IdentityServiceClient
+	known      func(a netip.Addr, podUID string) bool // by the address stream
 	changed    func([]netip.Addr)
 	log        *slog.Logger
 }
 
 const (
-	// addrsEvery is how often addresses are compared in case a notice was lost.
-	addrsEvery = 30 * time.Second
+	// addrsEvery is how often addresses are compared in case a notice was lost, or
+	// the stream that had them.
+	addrsEvery = 5 * time.Second
 	// registerAgain is the pause after an attempt that weir-identity did not take.
 	registerAgain = time.Second
 	registerTime  = 5 * time.Second
@@ -107,7 +109,8 @@ func (r *registrar) run(ctx context.Context) error {
 		}
 		r.changed(heard)
 		next := addrsEvery
-		if !slices.Equal(addrs, registered) {
+		lost := slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.IsGlobalUnicast() && !r.known(a, "") })
+		if lost || !slices.Equal(addrs, registered) {
 			if err := r.register(ctx, addrs); err != nil {
 				r.log.Warn("node addresses not registered yet", logkey.Error, err)
 				next = registerAgain

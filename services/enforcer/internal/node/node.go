@@ -111,7 +111,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	e.loop.SetNodeAddrs(heard)
-	nodes := registrar{e.identities, e.loop.SetNodeAddrs, log}
+	nodes := registrar{e.identities, e.addresses.Registered, e.loop.SetNodeAddrs, log}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		e.proxyNet.Run, e.loop.Run, e.policy.Run, e.addresses.Run, e.proxy.Run, nodes.run,
@@ -202,7 +202,7 @@ func (e *enforcer) know(context.Context) (err error) {
 		ProxyIn: filepath.Join(e.RunDir, "netns", "weir-in"), ProxyOut: filepath.Join(e.RunDir, "netns", "weir-out"),
 	}, e.kernel, e.planner, e.log)
 	e.loop = reconcile.New(reconcile.Config{
-		Node: e.Node, ClusterCIDRs: e.ClusterCIDRs, Builder: e.builder, Planner: e.planner,
+		Node: e.Node, Before: e.memory.InForce, ClusterCIDRs: e.ClusterCIDRs, Builder: e.builder, Planner: e.planner,
 		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, Remember: e.memory.remember, InForce: e.inForce, Cut: cutter.Cut,
 	})
 	e.policy = policyclient.New(policyclient.Config{
@@ -231,6 +231,15 @@ func (e *enforcer) relabel(r desired.Record) {
 	}
 }
 
+// lost says whether an endpoint's registration may be gone with a log or a
+// stream that was lost.
+func (e *enforcer) lost(x endpoint.Endpoint) bool {
+	if newest := e.loop.Newest(); x.Entered.Generation < newest && x.NextEntered.Generation < newest {
+		return true
+	}
+	return slices.ContainsFunc(x.Addrs, func(a netip.Addr) bool { return !e.addresses.Registered(a, x.PodUID) })
+}
+
 // inForce runs in the loop's goroutine after each change.
 func (e *enforcer) inForce(c reconcile.Change) {
 	e.translator.InForce(c.Result.Word, c.State, c.Explain)
@@ -256,7 +265,7 @@ func (e *enforcer) offer(context.Context) (err error) {
 	flowv1.RegisterFlowServiceServer(e.people.Registrar(), flow.Server{Ring: e.ring})
 
 	e.endpoints = endpoint.NewServer(e.registry, e.kernel, e.identities, endpoint.NodeLinks{}, e.log,
-		func(took time.Duration) { e.metrics.PodInForce.Observe(took.Seconds()) })
+		func(took time.Duration) { e.metrics.PodInForce.Observe(took.Seconds()) }, e.lost)
 	socket := kitserver.Config{Socket: filepath.Join(e.RunDir, "cni.sock"), Version: e.Server.Version}
 	if e.cni, err = kitserver.New(socket, e.log, prometheus.NewRegistry()); err != nil {
 		return err

@@ -66,6 +66,7 @@ type Change struct {
 // Config is what a Loop needs. All fields are required.
 type Config struct {
 	Node         string
+	Before       desired.Position // in force before the start
 	ClusterCIDRs []netip.Prefix
 	Builder      *desired.Builder
 	Planner      *plan.Planner
@@ -103,11 +104,14 @@ type Loop struct {
 	mu        sync.Mutex
 	nodeAddrs []netip.Addr
 
+	newest atomic.Uint64 // generation that any policy state had
+
 	// Of the goroutine that runs.
-	policy     *policyclient.State
-	index      *merge.Index
-	subjects   map[rule.IdentityHash]rule.Subject
-	subscribed []rule.IdentityHash
+	newestSince time.Time
+	policy      *policyclient.State
+	index       *merge.Index
+	subjects    map[rule.IdentityHash]rule.Subject
+	subscribed  []rule.IdentityHash
 }
 
 // request is a policy state that waits to be put in force.
@@ -260,6 +264,9 @@ func (l *Loop) round(ctx context.Context, r *request) error {
 	if !ok {
 		return errWaiting
 	}
+	if err := l.tooSoon(policy, subjects, records); err != nil {
+		return err
+	}
 	began := time.Now()
 	out, err := l.cfg.Builder.Build(l.input(policy, index, subjects, records))
 	if err != nil {
@@ -272,6 +279,45 @@ func (l *Loop) round(ctx context.Context, r *request) error {
 		return err
 	}
 	l.policy, l.index, l.subjects = policy, index, subjects
+	return nil
+}
+
+// renewal is how long a log that begins anew is waited for.
+const renewal = 30 * time.Second
+
+// errTooSoon says that a log which began anew does not know yet what is in force.
+var errTooSoon = errors.New("the log began anew, and pods are not registered in it yet")
+
+// Newest is the greatest generation that any policy state had.
+func (l *Loop) Newest() uint64 { return l.newest.Load() }
+
+// tooSoon refuses the first states of a log that begins anew: every node must
+// register its pods in it first, or their traffic would be cut meanwhile. What
+// is not there after a while is not waited for.
+func (l *Loop) tooSoon(p *policyclient.State, subjects map[rule.IdentityHash]rule.Subject, records map[netip.Addr]desired.Record) error {
+	before := l.cfg.Before.Generation
+	if l.policy != nil {
+		before = l.policy.Generation
+	}
+	if l.newest.Load() < p.Generation {
+		l.newest.Store(p.Generation)
+		l.newestSince = time.Now()
+	}
+	if before == 0 || p.Generation <= before || time.Since(l.newestSince) > renewal {
+		return nil
+	}
+	for _, e := range l.cfg.Registry.List() {
+		_, now := subjects[e.Identity]
+		_, next := subjects[e.Next]
+		if e.Identity != (rule.IdentityHash{}) && !now && !next {
+			return fmt.Errorf("%w: %s/%s of this node", errTooSoon, e.Namespace, e.Pod)
+		}
+	}
+	for a, r := range records {
+		if !r.NodeAddress && r.Entered.Generation < p.Generation {
+			return fmt.Errorf("%w: %s (%s/%s on %s)", errTooSoon, a, r.Namespace, r.Pod, r.Node)
+		}
+	}
 	return nil
 }
 

@@ -35,6 +35,7 @@ type world struct {
 	log        []string
 	complete   bool          // addresses
 	asked      chan struct{} // capacity 1: for addresses that are not complete
+	generation uint64        // of the records
 	proxyErr   error
 	subscribed []rule.IdentityHash
 	broken     bool // the kernel refuses to flip
@@ -72,7 +73,7 @@ func (w *world) Records() (map[netip.Addr]desired.Record, bool) {
 		}
 	}
 	return map[netip.Addr]desired.Record{
-		addr("10.1.0.9"): {Addr: addr("10.1.0.9"), PodUID: "peer", Identity: hash("peer"), Entered: desired.Position{Generation: 1, Revision: 5}},
+		addr("10.1.0.9"): {Addr: addr("10.1.0.9"), PodUID: "peer", Identity: hash("peer"), Entered: desired.Position{Generation: w.generation, Revision: 5}},
 	}, w.complete
 }
 
@@ -126,7 +127,7 @@ func id(s string) rule.ID                 { return rule.NewID([]byte(s)) }
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	w := &world{complete: true, asked: make(chan struct{}, 1)}
+	w := &world{complete: true, generation: 1, asked: make(chan struct{}, 1)}
 	f := &fixture{world: w, model: plan.NewModel(2)}
 	var err error
 	f.registry, err = endpoint.Load(filepath.Join(t.TempDir(), "endpoints.json"), func() { f.loop.Changed() })
@@ -292,6 +293,40 @@ func TestS5OlderStateIsRefusedWhateverTheClientBelieves(t *testing.T) {
 	f.loop.Changed()
 	if err := <-older; !errors.Is(err, policyclient.ErrOlder) || f.loop.Current().At.Revision != 20 {
 		t.Errorf("an older state: %v, and revision %d is in force", err, f.loop.Current().At.Revision)
+	}
+}
+
+// S7: a log that begins anew is empty at first. What is in force stays until the
+// pods are registered in it.
+func TestS7NewLogIsNotInForceBeforeItsPodsAreThere(t *testing.T) {
+	f := start(t)
+	if err := f.loop.Apply(t.Context(), policy(10, "/a")); err != nil {
+		t.Fatal(err)
+	}
+	was := f.verdict()
+	anew := policy(10, "/a")
+	anew.Generation = 2
+	empty := anew
+	empty.Subjects = nil
+	for _, step := range []struct {
+		name  string
+		state policyclient.State
+	}{{"no subject", empty}, {"a peer's record of the old log", anew}} {
+		if err := f.loop.Apply(t.Context(), step.state); err == nil {
+			t.Errorf("%s: the new log is in force", step.name)
+		}
+		if f.verdict() != was || f.loop.Newest() != 2 {
+			t.Errorf("%s: verdict %d, want %d; newest generation %d", step.name, f.verdict(), was, f.loop.Newest())
+		}
+	}
+	f.mu.Lock()
+	f.generation = 2
+	f.mu.Unlock()
+	if err := f.loop.Apply(t.Context(), anew); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.verdict(); got < rule.FirstRuleSet || f.loop.Current().At.Generation != 2 {
+		t.Errorf("in the new log: verdict %d, position %+v", got, f.loop.Current().At)
 	}
 }
 
