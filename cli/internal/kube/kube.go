@@ -191,25 +191,32 @@ func podOf(d parts.Demo, namespace, word string) (*corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k.name != object.KindPod && k.name != object.KindDeployment {
+		return nil, exit.With(exit.Usage, fmt.Errorf("%s has no pods of its own: name a pod or a deployment", word))
+	}
+	var found *corev1.Pod
 	for _, e := range all {
 		p := e.Value.(*corev1.Pod)
-		if p.Namespace != namespace {
+		called := p.Name
+		if k.name == object.KindDeployment {
+			called = owner(p)
+		}
+		if p.Namespace != namespace || called != name {
 			continue
 		}
-		switch k.name {
-		case object.KindPod:
-			if p.Name == name {
-				return p, nil
-			}
-		case object.KindDeployment:
-			if owner(p) == name {
-				return p, nil
-			}
-		default:
-			return nil, exit.With(exit.Usage, fmt.Errorf("%s has no pods of its own: name a pod or a deployment", word))
+		if found == nil || usable(p) && !usable(found) {
+			found = p
 		}
 	}
+	if found != nil {
+		return found, nil
+	}
 	return nil, notFound(k, name)
+}
+
+// usable tells whether the pod runs and is to stay.
+func usable(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil
 }
 
 func owner(p *corev1.Pod) string {
