@@ -45,7 +45,7 @@ type weirWeirConfig struct {
 	InNsid       int32
 	OutNsid      int32
 	AllowTunnels uint32
-	Pad          uint32
+	PickUpUntil  uint32
 }
 
 type weirWeirCt struct {

@@ -271,5 +271,7 @@ struct weir_config {
 	__s32 in_nsid;	   /* of weir-in as the node's namespace numbers it; < 0: none */
 	__s32 out_nsid;
 	__u32 allow_tunnels; /* 1: tunnel protocols to nodes are judged like the rest */
-	__u32 pad;
+	/* Until then, as last_seen counts, pods have TCP connections that no map
+	 * has heard of: a packet of an unknown one may be an answer. 0: none do. */
+	__u32 pick_up_until;
 };

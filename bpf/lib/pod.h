@@ -107,6 +107,15 @@ static __noinline int admit(struct __sk_buff *skb, struct judgement *j, __u32 fl
 	return pass(j, flags & proxied_flag);
 }
 
+/* Weir may have missed how a connection began. Else a packet that no SYN came
+ * before is its sender's own doing, and passes by the sender's rights or not. */
+static __always_inline bool may_pick_up(void)
+{
+	struct weir_config *c = config();
+
+	return c && c->pick_up_until > coarse_seconds();
+}
+
 /* Finds out which end began a flow that has no entry. Returns conntrack flags. */
 static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 {
@@ -128,7 +137,7 @@ static __noinline int orient(struct __sk_buff *skb, struct judgement *j)
 		return -WEIR_REASON_UNKNOWN_FLOW;
 	if (p->protocol != IPPROTO_TCP)
 		return 0;
-	if (p->tcp_flags & TCP_SYN) /* with ACK: an answer */
+	if (p->tcp_flags & TCP_SYN && may_pick_up()) /* with ACK: an answer */
 		set_initiator(j, false);
 	return WEIR_CT_GUESSED;
 }
@@ -195,7 +204,7 @@ static __noinline int judge_anew(struct __sk_buff *skb, struct judgement *j, boo
 	if (flags < 0)
 		return tell_drop(j, -flags);
 	v = judge(skb, j);
-	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED)
+	if (v < 0 && !j->ct && flags & WEIR_CT_GUESSED && may_pick_up())
 		v = judge_turned(skb, j, v);
 	if (v < 0)
 		return deny(skb, j, -v, begins);

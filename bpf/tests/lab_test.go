@@ -55,6 +55,17 @@ func newLab(t testing.TB, sizes datapath.Sizes) *lab {
 	return l
 }
 
+// pickUp says that there are connections from before.
+func (k *kernel) pickUp() {
+	k.Helper()
+	var c datapath.WeirConfig
+	if err := k.Maps[datapath.MapConfig].Lookup(uint32(0), &c); err != nil {
+		k.Fatal(err)
+	}
+	c.PickUpUntil = ^uint32(0)
+	k.put(datapath.MapConfig, uint32(0), c)
+}
+
 // in is the lab as a subtest uses it.
 func (l *lab) in(t testing.TB) *lab {
 	k := *l.kernel

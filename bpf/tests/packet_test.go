@@ -156,6 +156,22 @@ func TestP3(t *testing.T) {
 			l.want("and its retransmission", l.toPod(1, aToB(22)), drop, datapath.ReasonNoRule)
 		})
 	}
+	t.Run("the receiver's rights are no way around the sender's", func(t *testing.T) {
+		for name, flags := range map[string]uint8{"ACK": ack, "FIN": fin | ack, "RST": rst, "SYN and ACK": syn | ack, "nothing": 0} {
+			l := newPods(t)
+			l.want(name+" to the receiver", l.toPod(1, aToB(22).with(flags)), drop, datapath.ReasonNoRule)
+			l.want(name+" from the sender", l.fromPod(0, aToB(22).with(flags)), drop, datapath.ReasonNoRule)
+		}
+	})
+	t.Run("an answer is picked up after conntrack was lost", func(t *testing.T) {
+		l := newPods(t)
+		l.pickUp()
+		answer := aToB(80).back()
+		l.cell(rowB, datapath.ClassDefault)
+		l.pods(rowA, rowB, rowB, rowB)
+		l.cell(rowB, peerA, only(tcp, 80, datapath.Allow)...)
+		l.want("answer first", l.fromPod(1, answer.with(ack)), next, 0)
+	})
 	t.Run("a guessed entry is marked and given up at a SYN that is allowed", func(t *testing.T) {
 		l := newPods(t)
 		f := aToB(80)

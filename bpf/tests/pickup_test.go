@@ -11,13 +11,14 @@ import (
 	"weir.dev/weir/bpf/datapath"
 )
 
-// P22: after the kernel's conntrack lost its table it takes whoever speaks first
-// for the originator. Here that is a server on another node, which may open
-// nothing at the client; its answers must pass all the same.
+// P22: after the kernel's conntrack lost its table, too, it takes whoever speaks
+// first for the originator. Here that is a server on another node, which may open
+// nothing at the client; while connections are picked up its answers must pass.
 func TestP22(t *testing.T) {
 	n, far := newNode(t), newNode(t)
 	p := newPair(t, n, far)
 	p.join(t)
+	n.pickUp()
 	client, server := p.client, p.server
 	n.translate(t, translation{netip.MustParseAddrPort("10.96.0.9:9"), netip.MustParseAddrPort("10.96.0.8:9"), netip.Addr{}})
 	const rowNothing = 4

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	bpf "weir.dev/weir/bpf/datapath"
@@ -64,12 +65,40 @@ type ProxyWays struct {
 	AllowTunnels bool // tunnel protocols to nodes are judged like the rest
 }
 
-// SetProxyWays writes weir_config.
+// SetProxyWays writes what weir_config says of them.
 func (d *Datapath) SetProxyWays(w ProxyWays) error {
-	c := bpf.WeirConfig{InIfindex: w.In, OutIfindex: w.Out, InNsid: w.InNSID, OutNsid: w.OutNSID}
-	if w.AllowTunnels {
-		c.AllowTunnels = 1
+	return d.configure(func(c *bpf.WeirConfig) {
+		c.InIfindex, c.OutIfindex, c.InNsid, c.OutNsid, c.AllowTunnels = w.In, w.Out, w.InNSID, w.OutNSID, 0
+		if w.AllowTunnels {
+			c.AllowTunnels = 1
+		}
+	})
+}
+
+// pickUp is how long connections that conntrack has never heard of may go on,
+// each from its next packet on.
+const pickUp = time.Hour
+
+// PickUp lets connections go on that the endpoints had before, if conntrack was
+// made anew by Open. Nothing else has lost a connection's beginning.
+func (d *Datapath) PickUp() error {
+	if !d.anew {
+		return nil
 	}
+	now, err := monotonicSeconds()
+	if err != nil {
+		return err
+	}
+	d.log.Warn("conntrack was made anew: connections are picked up from the middle", "for", pickUp)
+	return d.configure(func(c *bpf.WeirConfig) { c.PickUpUntil = now + uint32(pickUp/time.Second) })
+}
+
+func (d *Datapath) configure(change func(*bpf.WeirConfig)) error {
+	var c bpf.WeirConfig
+	if err := d.Map(bpf.MapConfig).Lookup(uint32(0), &c); err != nil {
+		return fmt.Errorf("read weir_config: %w", err)
+	}
+	change(&c)
 	if err := d.Map(bpf.MapConfig).Put(uint32(0), c); err != nil {
 		return fmt.Errorf("write weir_config: %w", err)
 	}

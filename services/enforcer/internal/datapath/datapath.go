@@ -51,6 +51,7 @@ type Datapath struct {
 	coll *ebpf.Collection
 	word *liveWord
 	wait func() error
+	anew bool // conntrack was not adopted
 
 	mu     sync.Mutex
 	links  map[linkKey]link.Link
@@ -96,6 +97,8 @@ func (d *Datapath) open(cfg Config) error {
 	if err := d.checkPins(spec); err != nil {
 		return err
 	}
+	_, adopted := d.maps[bpf.MapCtTCP]
+	d.anew = !adopted
 	d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: d.maps})
 	if err != nil {
 		return loadError(err)

@@ -183,6 +183,11 @@ func (e *enforcer) know(context.Context) (err error) {
 	if e.registry, err = endpoint.Load(filepath.Join(e.RunDir, "endpoints.json"), changed); err != nil {
 		return err
 	}
+	if len(e.registry.List()) > 0 {
+		if err := e.kernel.PickUp(); err != nil {
+			return err
+		}
+	}
 	e.addresses = addressclient.New(addressclient.Config{
 		Identities: e.identities, Changed: func() { e.loop.AddressesChanged() }, Record: e.relabel, Log: e.log,
 	})
