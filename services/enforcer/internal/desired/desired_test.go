@@ -343,7 +343,7 @@ func TestNodesAreTheirOwn(t *testing.T) {
 	w.in.Records[addr("192.168.0.2")] = desired.Record{Addr: addr("192.168.0.2"), Node: "n2", NodeAddress: true}
 	w.in.Records[addr("192.168.0.1")] = desired.Record{Addr: addr("192.168.0.1"), PodUID: "liar", Node: "n2", Identity: hash("liar"), Entered: at(20)}
 	out := build(t, desired.NewBuilder(limits, 0), w.input(t))
-	for a, want := range map[string]plan.Flags{"192.168.0.1": plan.FlagHost, "fe80::1": plan.FlagHost, "febf::1": plan.FlagHost, "fec0::1": 0, "10.1.0.254": plan.FlagHost, "192.168.0.2": plan.FlagRemoteNode} {
+	for a, want := range map[string]plan.Flags{"192.168.0.1": plan.FlagHost, "fe80::1": plan.FlagHost, "febf::1": plan.FlagHost, "fec0::1": 0, "ff02::1": plan.FlagHost, "224.0.0.1": plan.FlagHost, "224.0.0.251": 0, "10.1.0.254": plan.FlagHost, "192.168.0.2": plan.FlagRemoteNode} {
 		if got := refOf(out, addr(a)).Flags; got != want {
 			t.Errorf("flags of %s: got %d, want %d", a, got, want)
 		}

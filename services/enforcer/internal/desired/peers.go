@@ -30,16 +30,30 @@ type numberedClass struct {
 
 var everywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
-// onLink are the addresses that no router passes on. Behind a pod's veth that is
-// the node, which takes such packets as it takes those to its other addresses.
-var onLink = netip.MustParsePrefix("fe80::/10")
+// onLink are the addresses that no router passes on, and the groups that every
+// node or router is in. Behind a pod's veth that is the node, which takes what is
+// sent there as what is sent to its other addresses.
+var onLink = []netip.Prefix{
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff01::/16"),
+	netip.MustParsePrefix("ff02::1/128"),
+	netip.MustParsePrefix("ff02::2/128"),
+	netip.MustParsePrefix("ff02::1:ff00:0/104"),
+	netip.MustParsePrefix("ff05::2/128"),
+	netip.MustParsePrefix("224.0.0.1/32"),
+	netip.MustParsePrefix("224.0.0.2/32"),
+}
+
+func isOnLink(p netip.Prefix) bool {
+	return slices.ContainsFunc(onLink, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
+}
 
 // prefixes fills the longest-prefix table: the policy's prefixes, the two that
 // cover everything, and the cluster's ranges. An address of a cluster range
 // that has no record is pending, however long the policy's prefix there is.
 func (x *build) prefixes() error {
 	x.policyPrefixes = map[netip.Prefix]bool{}
-	list := append(slices.Clone(everywhere), onLink)
+	list := append(slices.Clone(everywhere), onLink...)
 	if x.in.Index != nil {
 		for _, p := range x.in.Index.Prefixes() {
 			x.policyPrefixes[p] = true
@@ -75,7 +89,7 @@ func (x *build) prefixRef(p netip.Prefix) (plan.PeerRef, error) {
 			return plan.PeerRef{Flags: plan.FlagPending | plan.FlagCluster}, nil
 		}
 	}
-	if onLink.Bits() <= p.Bits() && onLink.Contains(p.Addr()) {
+	if isOnLink(p) {
 		peer, err := x.peer(peerKey{entity: rule.Host, prefix: x.longest(p)})
 		return plan.PeerRef{Peer: peer, Flags: plan.FlagHost}, err
 	}
