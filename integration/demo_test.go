@@ -48,7 +48,6 @@ func at(name string) *demo {
 func up(t *testing.T, name string) *demo {
 	t.Helper()
 	d := at(name)
-	name = d.name
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, part := range []string{"demo", "enforcer-n1", "enforcer-n2", "policy-0", "identity-0"} {

@@ -106,17 +106,18 @@ func (c *cluster) run(ctx context.Context) error {
 	defer cancel()
 	pods, leave := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer leave(kubelet.ErrLeaving)
+	again := time.NewTimer(tryAgain)
+	again.Stop()
 	failed := make(chan error, 1)
 	g.Go(func() { failed <- manifests.Run(ctx, c.store.Apply) })
 	for {
 		changed := c.store.Changed()
-		var again <-chan time.Time
 		if err := c.reconcile(pods, &g); err != nil {
 			c.log.Error("the cluster is not as it should be; it is tried again", "err", err, "in", tryAgain)
-			again = time.After(tryAgain)
+			again.Reset(tryAgain)
 		}
 		select {
-		case <-again:
+		case <-again.C:
 		case <-changed:
 		case s := <-c.statuses:
 			if p := c.pods[s.name]; p != nil {

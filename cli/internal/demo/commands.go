@@ -256,7 +256,7 @@ func kernelError() error {
 		return fmt.Errorf("read the kernel's version %q: %w", release, err)
 	}
 	if major < 6 || major == 6 && minor < 6 {
-		return fmt.Errorf("Linux %s is too old: Weir needs 6.6 or newer (tcx)", release)
+		return fmt.Errorf("kernel %s is too old: Weir needs Linux 6.6 or newer (tcx)", release)
 	}
 	return nil
 }
