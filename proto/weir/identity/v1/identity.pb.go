@@ -1433,6 +1433,103 @@ func (x *ListAddressesResponse) GetSequence() uint64 {
 	return 0
 }
 
+type ListServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all namespaces.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicesRequest) Reset() {
+	*x = ListServicesRequest{}
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesRequest) ProtoMessage() {}
+
+func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
+func (*ListServicesRequest) Descriptor() ([]byte, []int) {
+	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListServicesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type ListServicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Services      []*Service             `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`  // sorted by namespace and name
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // that the replica has replayed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicesResponse) Reset() {
+	*x = ListServicesResponse{}
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesResponse) ProtoMessage() {}
+
+func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
+func (*ListServicesResponse) Descriptor() ([]byte, []int) {
+	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListServicesResponse) GetServices() []*Service {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *ListServicesResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1441,7 +1538,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1550,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[24]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1563,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{24}
+	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{26}
 }
 
 type GetStatusResponse struct {
@@ -1489,7 +1586,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1598,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[25]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1611,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{25}
+	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetStatusResponse) GetReplica() string {
@@ -1609,7 +1706,7 @@ type RefusedObject struct {
 
 func (x *RefusedObject) Reset() {
 	*x = RefusedObject{}
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1718,7 @@ func (x *RefusedObject) String() string {
 func (*RefusedObject) ProtoMessage() {}
 
 func (x *RefusedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_identity_v1_identity_proto_msgTypes[26]
+	mi := &file_weir_identity_v1_identity_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1731,7 @@ func (x *RefusedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedObject.ProtoReflect.Descriptor instead.
 func (*RefusedObject) Descriptor() ([]byte, []int) {
-	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{26}
+	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RefusedObject) GetKind() string {
@@ -1779,7 +1876,12 @@ const file_weir_identity_v1_identity_proto_rawDesc = "" +
 	"\x03pod\x18\x02 \x01(\tR\x03pod\"n\n" +
 	"\x15ListAddressesResponse\x129\n" +
 	"\arecords\x18\x01 \x03(\v2\x1f.weir.identity.v1.AddressRecordR\arecords\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\x12\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"3\n" +
+	"\x13ListServicesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"i\n" +
+	"\x14ListServicesResponse\x125\n" +
+	"\bservices\x18\x01 \x03(\v2\x19.weir.identity.v1.ServiceR\bservices\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\x12\n" +
 	"\x10GetStatusRequest\"\x91\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x18\n" +
@@ -1804,7 +1906,7 @@ const file_weir_identity_v1_identity_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
 	"\x04file\x18\x04 \x01(\tR\x04file\x12\x12\n" +
 	"\x04line\x18\x05 \x01(\rR\x04line\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason2\xd2\x05\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason2\xb1\x06\n" +
 	"\x0fIdentityService\x12Q\n" +
 	"\bRegister\x12!.weir.identity.v1.RegisterRequest\x1a\".weir.identity.v1.RegisterResponse\x12N\n" +
 	"\aRelease\x12 .weir.identity.v1.ReleaseRequest\x1a!.weir.identity.v1.ReleaseResponse\x12]\n" +
@@ -1812,7 +1914,8 @@ const file_weir_identity_v1_identity_proto_rawDesc = "" +
 	"\x06Lookup\x12\x1f.weir.identity.v1.LookupRequest\x1a .weir.identity.v1.LookupResponse\x12S\n" +
 	"\bSnapshot\x12!.weir.identity.v1.SnapshotRequest\x1a\".weir.identity.v1.SnapshotResponse0\x01\x12c\n" +
 	"\x0eListIdentities\x12'.weir.identity.v1.ListIdentitiesRequest\x1a(.weir.identity.v1.ListIdentitiesResponse\x12`\n" +
-	"\rListAddresses\x12&.weir.identity.v1.ListAddressesRequest\x1a'.weir.identity.v1.ListAddressesResponse\x12T\n" +
+	"\rListAddresses\x12&.weir.identity.v1.ListAddressesRequest\x1a'.weir.identity.v1.ListAddressesResponse\x12]\n" +
+	"\fListServices\x12%.weir.identity.v1.ListServicesRequest\x1a&.weir.identity.v1.ListServicesResponse\x12T\n" +
 	"\tGetStatus\x12\".weir.identity.v1.GetStatusRequest\x1a#.weir.identity.v1.GetStatusResponseB1Z/weir.dev/weir/proto/weir/identity/v1;identityv1b\x06proto3"
 
 var (
@@ -1827,7 +1930,7 @@ func file_weir_identity_v1_identity_proto_rawDescGZIP() []byte {
 	return file_weir_identity_v1_identity_proto_rawDescData
 }
 
-var file_weir_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_weir_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_weir_identity_v1_identity_proto_goTypes = []any{
 	(*Identity)(nil),               // 0: weir.identity.v1.Identity
 	(*Label)(nil),                  // 1: weir.identity.v1.Label
@@ -1853,10 +1956,12 @@ var file_weir_identity_v1_identity_proto_goTypes = []any{
 	(*IdentityEntry)(nil),          // 21: weir.identity.v1.IdentityEntry
 	(*ListAddressesRequest)(nil),   // 22: weir.identity.v1.ListAddressesRequest
 	(*ListAddressesResponse)(nil),  // 23: weir.identity.v1.ListAddressesResponse
-	(*GetStatusRequest)(nil),       // 24: weir.identity.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 25: weir.identity.v1.GetStatusResponse
-	(*RefusedObject)(nil),          // 26: weir.identity.v1.RefusedObject
-	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*ListServicesRequest)(nil),    // 24: weir.identity.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 25: weir.identity.v1.ListServicesResponse
+	(*GetStatusRequest)(nil),       // 26: weir.identity.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 27: weir.identity.v1.GetStatusResponse
+	(*RefusedObject)(nil),          // 28: weir.identity.v1.RefusedObject
+	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
 }
 var file_weir_identity_v1_identity_proto_depIdxs = []int32{
 	1,  // 0: weir.identity.v1.Identity.labels:type_name -> weir.identity.v1.Label
@@ -1870,29 +1975,32 @@ var file_weir_identity_v1_identity_proto_depIdxs = []int32{
 	21, // 8: weir.identity.v1.ListIdentitiesResponse.identities:type_name -> weir.identity.v1.IdentityEntry
 	0,  // 9: weir.identity.v1.IdentityEntry.content:type_name -> weir.identity.v1.Identity
 	7,  // 10: weir.identity.v1.ListAddressesResponse.records:type_name -> weir.identity.v1.AddressRecord
-	27, // 11: weir.identity.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	26, // 12: weir.identity.v1.GetStatusResponse.refused:type_name -> weir.identity.v1.RefusedObject
-	9,  // 13: weir.identity.v1.IdentityService.Register:input_type -> weir.identity.v1.RegisterRequest
-	11, // 14: weir.identity.v1.IdentityService.Release:input_type -> weir.identity.v1.ReleaseRequest
-	13, // 15: weir.identity.v1.IdentityService.RegisterNode:input_type -> weir.identity.v1.RegisterNodeRequest
-	15, // 16: weir.identity.v1.IdentityService.Lookup:input_type -> weir.identity.v1.LookupRequest
-	17, // 17: weir.identity.v1.IdentityService.Snapshot:input_type -> weir.identity.v1.SnapshotRequest
-	19, // 18: weir.identity.v1.IdentityService.ListIdentities:input_type -> weir.identity.v1.ListIdentitiesRequest
-	22, // 19: weir.identity.v1.IdentityService.ListAddresses:input_type -> weir.identity.v1.ListAddressesRequest
-	24, // 20: weir.identity.v1.IdentityService.GetStatus:input_type -> weir.identity.v1.GetStatusRequest
-	10, // 21: weir.identity.v1.IdentityService.Register:output_type -> weir.identity.v1.RegisterResponse
-	12, // 22: weir.identity.v1.IdentityService.Release:output_type -> weir.identity.v1.ReleaseResponse
-	14, // 23: weir.identity.v1.IdentityService.RegisterNode:output_type -> weir.identity.v1.RegisterNodeResponse
-	16, // 24: weir.identity.v1.IdentityService.Lookup:output_type -> weir.identity.v1.LookupResponse
-	18, // 25: weir.identity.v1.IdentityService.Snapshot:output_type -> weir.identity.v1.SnapshotResponse
-	20, // 26: weir.identity.v1.IdentityService.ListIdentities:output_type -> weir.identity.v1.ListIdentitiesResponse
-	23, // 27: weir.identity.v1.IdentityService.ListAddresses:output_type -> weir.identity.v1.ListAddressesResponse
-	25, // 28: weir.identity.v1.IdentityService.GetStatus:output_type -> weir.identity.v1.GetStatusResponse
-	21, // [21:29] is the sub-list for method output_type
-	13, // [13:21] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 11: weir.identity.v1.ListServicesResponse.services:type_name -> weir.identity.v1.Service
+	29, // 12: weir.identity.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	28, // 13: weir.identity.v1.GetStatusResponse.refused:type_name -> weir.identity.v1.RefusedObject
+	9,  // 14: weir.identity.v1.IdentityService.Register:input_type -> weir.identity.v1.RegisterRequest
+	11, // 15: weir.identity.v1.IdentityService.Release:input_type -> weir.identity.v1.ReleaseRequest
+	13, // 16: weir.identity.v1.IdentityService.RegisterNode:input_type -> weir.identity.v1.RegisterNodeRequest
+	15, // 17: weir.identity.v1.IdentityService.Lookup:input_type -> weir.identity.v1.LookupRequest
+	17, // 18: weir.identity.v1.IdentityService.Snapshot:input_type -> weir.identity.v1.SnapshotRequest
+	19, // 19: weir.identity.v1.IdentityService.ListIdentities:input_type -> weir.identity.v1.ListIdentitiesRequest
+	22, // 20: weir.identity.v1.IdentityService.ListAddresses:input_type -> weir.identity.v1.ListAddressesRequest
+	24, // 21: weir.identity.v1.IdentityService.ListServices:input_type -> weir.identity.v1.ListServicesRequest
+	26, // 22: weir.identity.v1.IdentityService.GetStatus:input_type -> weir.identity.v1.GetStatusRequest
+	10, // 23: weir.identity.v1.IdentityService.Register:output_type -> weir.identity.v1.RegisterResponse
+	12, // 24: weir.identity.v1.IdentityService.Release:output_type -> weir.identity.v1.ReleaseResponse
+	14, // 25: weir.identity.v1.IdentityService.RegisterNode:output_type -> weir.identity.v1.RegisterNodeResponse
+	16, // 26: weir.identity.v1.IdentityService.Lookup:output_type -> weir.identity.v1.LookupResponse
+	18, // 27: weir.identity.v1.IdentityService.Snapshot:output_type -> weir.identity.v1.SnapshotResponse
+	20, // 28: weir.identity.v1.IdentityService.ListIdentities:output_type -> weir.identity.v1.ListIdentitiesResponse
+	23, // 29: weir.identity.v1.IdentityService.ListAddresses:output_type -> weir.identity.v1.ListAddressesResponse
+	25, // 30: weir.identity.v1.IdentityService.ListServices:output_type -> weir.identity.v1.ListServicesResponse
+	27, // 31: weir.identity.v1.IdentityService.GetStatus:output_type -> weir.identity.v1.GetStatusResponse
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_weir_identity_v1_identity_proto_init() }
@@ -1906,7 +2014,7 @@ func file_weir_identity_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_identity_v1_identity_proto_rawDesc), len(file_weir_identity_v1_identity_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	IdentityService_Snapshot_FullMethodName       = "/weir.identity.v1.IdentityService/Snapshot"
 	IdentityService_ListIdentities_FullMethodName = "/weir.identity.v1.IdentityService/ListIdentities"
 	IdentityService_ListAddresses_FullMethodName  = "/weir.identity.v1.IdentityService/ListAddresses"
+	IdentityService_ListServices_FullMethodName   = "/weir.identity.v1.IdentityService/ListServices"
 	IdentityService_GetStatus_FullMethodName      = "/weir.identity.v1.IdentityService/GetStatus"
 )
 
@@ -58,9 +59,10 @@ type IdentityServiceClient interface {
 	// had when the call began. The last message has end set; a receiver deletes
 	// nothing before it. UNAVAILABLE until the replica has replayed its head.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotResponse], error)
-	// ListIdentities and ListAddresses are for people.
+	// ListIdentities, ListAddresses and ListServices are for people.
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
 	ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error)
+	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
 	// GetStatus tells what this replica has replayed and whether it holds the lease.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 }
@@ -152,6 +154,16 @@ func (c *identityServiceClient) ListAddresses(ctx context.Context, in *ListAddre
 	return out, nil
 }
 
+func (c *identityServiceClient) ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListServicesResponse)
+	err := c.cc.Invoke(ctx, IdentityService_ListServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *identityServiceClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetStatusResponse)
@@ -189,9 +201,10 @@ type IdentityServiceServer interface {
 	// had when the call began. The last message has end set; a receiver deletes
 	// nothing before it. UNAVAILABLE until the replica has replayed its head.
 	Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[SnapshotResponse]) error
-	// ListIdentities and ListAddresses are for people.
+	// ListIdentities, ListAddresses and ListServices are for people.
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
 	ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error)
+	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
 	// GetStatus tells what this replica has replayed and whether it holds the lease.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	mustEmbedUnimplementedIdentityServiceServer()
@@ -224,6 +237,9 @@ func (UnimplementedIdentityServiceServer) ListIdentities(context.Context, *ListI
 }
 func (UnimplementedIdentityServiceServer) ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAddresses not implemented")
+}
+func (UnimplementedIdentityServiceServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
 }
 func (UnimplementedIdentityServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
@@ -368,6 +384,24 @@ func _IdentityService_ListAddresses_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IdentityService_ListServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServiceServer).ListServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IdentityService_ListServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServiceServer).ListServices(ctx, req.(*ListServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _IdentityService_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetStatusRequest)
 	if err := dec(in); err != nil {
@@ -416,6 +450,10 @@ var IdentityService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAddresses",
 			Handler:    _IdentityService_ListAddresses_Handler,
+		},
+		{
+			MethodName: "ListServices",
+			Handler:    _IdentityService_ListServices_Handler,
 		},
 		{
 			MethodName: "GetStatus",

@@ -390,6 +390,16 @@ status: {phase: Running, podIPs: [{ip: 10.244.1.2}, {ip: "fd00:244:1::2"}]}
 		}
 		return nil
 	})
+	r.eventually("the service is listed", func() error {
+		list, err := r.operator().ListServices(c.ctx(), &identityv1.ListServicesRequest{Namespace: "default"})
+		if err != nil || len(list.GetServices()) != 1 || list.GetServices()[0].GetName() != "app1-service" || list.GetRevision() == 0 {
+			return fmt.Errorf("%v, %w", list, err)
+		}
+		return nil
+	})
+	if list, err := r.operator().ListServices(c.ctx(), &identityv1.ListServicesRequest{Namespace: "other"}); err != nil || len(list.GetServices()) != 0 {
+		t.Errorf("services of another namespace: %v, %v", list, err)
+	}
 	st, err := r.operator().GetStatus(c.ctx(), &identityv1.GetStatusRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -94,6 +94,8 @@ func TestS9NodeSpeaksOnlyForItself(t *testing.T) {
 	}
 	_, err = n1.ListIdentities(c.ctx(), &identityv1.ListIdentitiesRequest{})
 	wantCode(t, "a node lists identities", err, codes.PermissionDenied)
+	_, err = n1.ListServices(c.ctx(), &identityv1.ListServicesRequest{})
+	wantCode(t, "a node lists Services", err, codes.PermissionDenied)
 }
 
 func TestS11SnapshotWaitsForTheReplay(t *testing.T) {

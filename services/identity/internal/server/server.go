@@ -225,6 +225,25 @@ func (s *Server) ListAddresses(ctx context.Context, req *identityv1.ListAddresse
 	return resp, nil
 }
 
+// ListServices implements the RPC.
+func (s *Server) ListServices(ctx context.Context, req *identityv1.ListServicesRequest) (*identityv1.ListServicesResponse, error) {
+	if err := allow(ctx, operators...); err != nil {
+		return nil, err
+	}
+	resp := &identityv1.ListServicesResponse{Revision: s.c.View.Position().Revision}
+	s.c.View.Each(statelog.Service, func(_ statelog.Key, e statelog.Entry) bool {
+		v, ok := e.Value.(*identityv1.Service)
+		if ok && (req.GetNamespace() == "" || v.GetNamespace() == req.GetNamespace()) {
+			resp.Services = append(resp.Services, v)
+		}
+		return true
+	})
+	slices.SortFunc(resp.Services, func(a, b *identityv1.Service) int {
+		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
+	})
+	return resp, nil
+}
+
 // GetStatus implements the RPC.
 func (s *Server) GetStatus(ctx context.Context, _ *identityv1.GetStatusRequest) (*identityv1.GetStatusResponse, error) {
 	if err := allow(ctx, operators...); err != nil {
