@@ -55,12 +55,11 @@ func parse(args []string, stderr io.Writer) (options, error) {
 }
 
 func run(args []string, stderr io.Writer) int {
-	err := errors.New("the jail was left")
+	enter := func() error { return start(args, stderr) }
 	if sandbox.IsJail() {
-		err = sandbox.Enter()
-	} else {
-		err = start(args, stderr)
+		enter = sandbox.Enter // returns only if it did not work
 	}
+	err := enter()
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return 0
