@@ -208,7 +208,7 @@ func (e *enforcer) know(context.Context) (err error) {
 	}, e.kernel, e.planner, e.log)
 	e.loop = reconcile.New(reconcile.Config{
 		Node: e.Node, Before: e.memory.InForce, ClusterCIDRs: e.ClusterCIDRs, Builder: e.builder, Planner: e.planner,
-		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, Remember: e.memory.remember, InForce: e.inForce, Cut: cutter.Cut,
+		Registry: e.registry, Addresses: e.addresses, Proxy: e.proxy, Log: e.log, Remember: e.memory.remember, InForce: e.inForce, Now: time.Now, Cut: cutter.Cut,
 	})
 	e.policy = policyclient.New(policyclient.Config{
 		Addresses: e.Policy, Version: e.Server.Version, Floor: policyclient.Position(e.memory.InForce), Applier: e.loop, Log: e.log,

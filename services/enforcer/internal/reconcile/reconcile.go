@@ -82,6 +82,7 @@ type Config struct {
 	Remember func(at desired.Position, next rule.Verdict) error
 	// InForce is called by the loop's goroutine after each change.
 	InForce func(Change)
+	Now     func() time.Time
 	Log     *slog.Logger
 }
 
@@ -213,7 +214,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		if r != nil {
 			r.done <- err
 		}
-		failed = err != nil && !errors.Is(err, errWaiting)
+		failed = err != nil && !errors.Is(err, errWaiting) && !errors.Is(err, errTooSoon)
 		if failed && ctx.Err() == nil {
 			l.cfg.Log.Error("change not in force", logkey.Error, err)
 		}
@@ -282,11 +283,16 @@ func (l *Loop) round(ctx context.Context, r *request) error {
 	return nil
 }
 
-// renewal is how long a log that begins anew is waited for.
-const renewal = 30 * time.Second
+// A log that begins anew is empty at first. It is not put in force before settle
+// has passed, in which the policies of the source come into it, nor, up to
+// renewal, before the pods have.
+const (
+	settle  = 5 * time.Second
+	renewal = 30 * time.Second
+)
 
-// errTooSoon says that a log which began anew does not know yet what is in force.
-var errTooSoon = errors.New("the log began anew, and pods are not registered in it yet")
+// errTooSoon says that a log which began anew may not know yet what is in force.
+var errTooSoon = errors.New("the log began anew, and is not complete yet")
 
 // Newest is the greatest generation that any policy state had.
 func (l *Loop) Newest() uint64 { return l.newest.Load() }
@@ -301,10 +307,14 @@ func (l *Loop) tooSoon(p *policyclient.State, subjects map[rule.IdentityHash]rul
 	}
 	if l.newest.Load() < p.Generation {
 		l.newest.Store(p.Generation)
-		l.newestSince = time.Now()
+		l.newestSince = l.cfg.Now()
 	}
-	if before == 0 || p.Generation <= before || time.Since(l.newestSince) > renewal {
+	age := l.cfg.Now().Sub(l.newestSince)
+	switch {
+	case before == 0 || p.Generation <= before || age > renewal:
 		return nil
+	case age < settle:
+		return fmt.Errorf("%w: %s old", errTooSoon, age)
 	}
 	for _, e := range l.cfg.Registry.List() {
 		_, now := subjects[e.Identity]

@@ -37,6 +37,7 @@ type world struct {
 	asked      chan struct{} // capacity 1: for addresses that are not complete
 	generation uint64        // of the records
 	proxyErr   error
+	clock      time.Time
 	subscribed []rule.IdentityHash
 	broken     bool // the kernel refuses to flip
 }
@@ -45,6 +46,12 @@ func (w *world) say(s string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.log = append(w.log, s)
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clock
 }
 
 func (w *world) said() string {
@@ -144,6 +151,7 @@ func start(t *testing.T) *fixture {
 		Cut:      func(context.Context) error { w.say("cut"); return nil },
 		Remember: func(desired.Position, rule.Verdict) error { w.say("remember"); return nil },
 		InForce:  func(reconcile.Change) { w.say("tell") },
+		Now:      w.now,
 		Log:      slog.New(slog.DiscardHandler),
 	})
 	f.loop.SetSubscriber(w)
@@ -311,7 +319,11 @@ func TestS7NewLogIsNotInForceBeforeItsPodsAreThere(t *testing.T) {
 	for _, step := range []struct {
 		name  string
 		state policyclient.State
-	}{{"no subject", empty}, {"a peer's record of the old log", anew}} {
+		age   time.Duration
+	}{{"just begun", empty, 0}, {"no subject", empty, 6 * time.Second}, {"a peer's record of the old log", anew, 7 * time.Second}} {
+		f.mu.Lock()
+		f.clock = time.Unix(1000, 0).Add(step.age)
+		f.mu.Unlock()
 		if err := f.loop.Apply(t.Context(), step.state); err == nil {
 			t.Errorf("%s: the new log is in force", step.name)
 		}
@@ -372,7 +384,7 @@ func TestWithoutPolicyOnlyWhatIsGoneIsClosed(t *testing.T) {
 	second := reconcile.New(reconcile.Config{
 		Node: "n1", Builder: desired.NewBuilder(limits, 0), Planner: planner, Registry: f.registry, Addresses: f.world, Proxy: f.world,
 		Cut: func(context.Context) error { return nil }, Remember: func(desired.Position, rule.Verdict) error { return nil },
-		InForce: func(reconcile.Change) {}, Log: slog.New(slog.DiscardHandler),
+		InForce: func(reconcile.Change) {}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	second.SetSubscriber(f.world)
 	if err := second.Settle(t.Context()); err != nil {

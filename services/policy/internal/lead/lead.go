@@ -58,6 +58,7 @@ func (l *Leader) Lead(ctx context.Context) error {
 	defer look.Stop()
 	l.compared = map[statelog.Key]comparison{}
 	var ahead time.Time
+	var copied uint64 // generation of the last copy
 	var sourceChanged, viewChanged <-chan struct{}
 	for copying := true; ; {
 		var err error
@@ -67,6 +68,7 @@ func (l *Leader) Lead(ctx context.Context) error {
 			if l.View.Ready() == nil {
 				viewChanged = nil // what others write is not ours
 			}
+			copied = l.View.Position().Generation
 			err = l.copy(ctx)
 			look.Reset(lookEvery)
 		}
@@ -90,7 +92,8 @@ func (l *Leader) Lead(ctx context.Context) error {
 		case <-look.C:
 			copying = true
 		case <-watch.C:
-			copying = false
+			// A log that begins anew has no policies, and allows everything.
+			copying = l.View.Position().Generation != copied
 		}
 	}
 }
