@@ -37,7 +37,7 @@ func CopyBody(dst io.Writer, r *Reader, kind Kind, length int64) error {
 	case Length:
 		err = copyN(dst, r, length)
 	case Chunked:
-		err = copyChunks(dst, r)
+		err = copyChunks(dst, r, nil)
 	case UntilEOF:
 		for err == nil {
 			err = copySome(dst, r)
@@ -53,6 +53,37 @@ func CopyBody(dst io.Writer, r *Reader, kind Kind, length int64) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// withHead is what of a body is worth to be copied to go out with its head.
+const withHead = 4 << 10
+
+// Send writes a head, with what is buffered of a body if that is little, and
+// then copies the rest of the body as CopyBody does.
+func Send(dst io.Writer, head []byte, r *Reader, kind Kind, length int64) error {
+	switch kind {
+	case Chunked:
+		err := copyChunks(dst, r, head)
+		if errors.Is(err, io.EOF) {
+			return io.ErrUnexpectedEOF
+		}
+		return err
+	case Length, UntilEOF:
+		b := r.Buffered()
+		if kind == Length {
+			b = b[:min(int64(len(b)), length)]
+		}
+		if len(b) > withHead {
+			break
+		}
+		length -= int64(len(b))
+		head = append(head, b...)
+		r.Take(len(b))
+	}
+	if _, err := dst.Write(head); err != nil {
+		return &WriteError{err}
+	}
+	return CopyBody(dst, r, kind, length)
 }
 
 // copySome copies what is buffered, or else what one read brings.
@@ -211,10 +242,10 @@ func parseTrailers(b []byte) ([]Field, error) {
 
 func errChunkEnd() error { return framing("a chunk that does not end where its size says") }
 
-// copyChunks copies a chunked body: the same bytes in the same chunks, without
-// their extensions.
-func copyChunks(dst io.Writer, r *Reader) error {
-	out := chunkWriter{dst: dst, buf: r.buffers.get(largeBuffer)[:0]}
+// copyChunks copies a chunked body after first: the same bytes in the same
+// chunks, without their extensions.
+func copyChunks(dst io.Writer, r *Reader, first []byte) error {
+	out := chunkWriter{dst: dst, buf: append(r.buffers.get(largeBuffer)[:0], first...)}
 	defer func() { r.buffers.put(out.buf) }()
 	for {
 		size, n, err := out.line(r)

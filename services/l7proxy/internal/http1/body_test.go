@@ -63,6 +63,45 @@ func TestCopyBody(t *testing.T) {
 	}
 }
 
+// A head goes out with what is there of its body, in one piece.
+func TestSend(t *testing.T) {
+	for _, tt := range []struct {
+		name, in     string
+		kind         Kind
+		length       int64
+		first, whole string
+	}{
+		{"no body", "next", NoBody, 0, "HEAD", "HEAD"},
+		{"a length", "bodynext", Length, 4, "HEADbody", "HEADbody"},
+		{"half a body", "bo", Length, 4, "HEADbo", "HEADbo"},
+		{"until the end", "body", UntilEOF, 0, "HEADbody", "HEADbody"},
+		{"chunks", "2;x\r\nbo\r\n0\r\n\r\nnext", Chunked, 0, "HEAD2\r\nbo\r\n0\r\n\r\n", "HEAD2\r\nbo\r\n0\r\n\r\n"},
+		{"half a chunk", "2\r\nb", Chunked, 0, "HEAD2\r\nb", "HEAD2\r\nb"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := reader(strings.NewReader(tt.in))
+			if err := r.Fill(); err != nil {
+				t.Fatal(err)
+			}
+			var out pieces
+			err := Send(&out, []byte("HEAD"), r, tt.kind, tt.length)
+			if half := strings.HasPrefix(tt.name, "half"); half != errors.Is(err, io.ErrUnexpectedEOF) || !half && err != nil {
+				t.Errorf("Send: %v", err)
+			}
+			if len(out) == 0 || out[0] != tt.first || strings.Join(out, "") != tt.whole {
+				t.Errorf("sent in pieces %q, want %q first, of %q", out, tt.first, tt.whole)
+			}
+		})
+	}
+}
+
+type pieces []string
+
+func (p *pieces) Write(b []byte) (int, error) {
+	*p = append(*p, string(b))
+	return len(b), nil
+}
+
 func TestBodiesThatAreRefused(t *testing.T) {
 	for name, in := range map[string]string{
 		"no size":                           "\r\n",

@@ -116,15 +116,16 @@ var tokenChar = func() (t [256]bool) {
 
 // lowerASCII returns s with its ASCII letters in lower case, byte for byte.
 func lowerASCII(s string) string {
-	b := make([]byte, len(s))
+	var b strings.Builder
+	b.Grow(len(s))
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		if 'A' <= c && c <= 'Z' {
 			c += 'a' - 'A'
 		}
-		b[i] = c
+		b.WriteByte(c)
 	}
-	return string(b)
+	return b.String()
 }
 
 // parseLength reads a Content-Length.

@@ -20,6 +20,7 @@ type back struct {
 	*session
 	resp http1.Response
 	ex   *exchange // whose final response is still to come
+	head []byte    // to write to again
 }
 
 // next passes one response on, interim ones included; false if there can be
@@ -91,11 +92,9 @@ func (b *back) final() bool {
 	// Who got no 100 may send the body or not: what comes next is not certain.
 	unsent := b.ex.waits
 	closes := b.ex.close || b.resp.Close || unsent
-	var buf [2048]byte
-	_, err := b.client.Write(b.resp.AppendHead(buf[:0], closes, b.ex.minor))
-	if err == nil {
-		err = http1.CopyBody(&b.client, b.out, b.resp.Kind, b.resp.Length)
-	}
+	head := b.resp.AppendHead(b.head[:0], closes, b.ex.minor)
+	b.head = reusable(head)
+	err := http1.Send(&b.client, head, b.out, b.resp.Kind, b.resp.Length)
 	ex := b.ex
 	b.ex = nil
 	if err != nil {

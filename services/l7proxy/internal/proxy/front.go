@@ -22,6 +22,15 @@ type front struct {
 	*session
 	req     http1.Request
 	headers []httprule.Header
+	out     []byte
+}
+
+// reusable returns a buffer to write to again, unless it is too large to keep.
+func reusable(b []byte) []byte {
+	if cap(b) > 8<<10 {
+		return nil
+	}
+	return b
 }
 
 // next serves one request; false if there can be no other.
@@ -222,11 +231,9 @@ func (f *front) checkBody() error {
 // send passes the request on.
 func (f *front) send() error {
 	f.client.each = f.p.cfg.Limits.Body
-	var buf [2048]byte
-	if _, err := f.server.Write(f.req.AppendHead(buf[:0])); err != nil {
-		return err
-	}
-	return http1.CopyBody(&f.server, f.in, f.req.Kind, f.req.Length)
+	out := f.req.AppendHead(f.out[:0])
+	f.out = reusable(out)
+	return http1.Send(&f.server, out, f.in, f.req.Kind, f.req.Length)
 }
 
 // maxDrained bounds the body of a denied request that is read for the sake of

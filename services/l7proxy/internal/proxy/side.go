@@ -38,7 +38,7 @@ func (s *side) Read(b []byte) (int, error) {
 	if err != nil && s.woken.Load() {
 		return n, errWoken
 	}
-	if isTimeout(err) && s.paused.Load() {
+	if err != nil && s.paused.Load() && isTimeout(err) {
 		return n, errPaused
 	}
 	return n, err
