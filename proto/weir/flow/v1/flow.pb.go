@@ -30,7 +30,8 @@ type ObserveRequest struct {
 	Follow bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
 	Last   uint32                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"` // at most so many of those that have happened already
 	// Each filter that is not empty must match: "namespace/pod" or "pod" on
-	// either side, namespace on either side, …
+	// either side, or a workload which the pod's name begins with; namespace on
+	// either side, …
 	Pods          []string     `protobuf:"bytes,3,rep,name=pods,proto3" json:"pods,omitempty"`
 	Namespaces    []string     `protobuf:"bytes,4,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	Verdicts      []v1.Verdict `protobuf:"varint,5,rep,packed,name=verdicts,proto3,enum=weir.policy.v1.Verdict" json:"verdicts,omitempty"`
@@ -371,13 +372,14 @@ func (x *Flow) GetRevision() uint64 {
 }
 
 type Peer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
-	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
-	Identity      []byte                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
-	Entity        string                 `protobuf:"bytes,5,opt,name=entity,proto3" json:"entity,omitempty"` // "world", "host", … when not a pod
-	Labels        []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Address   []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod       string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`
+	Identity  []byte                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
+	// When not a pod: "world", "host", "remote-node", "service <name>".
+	Entity        string   `protobuf:"bytes,5,opt,name=entity,proto3" json:"entity,omitempty"`
+	Labels        []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

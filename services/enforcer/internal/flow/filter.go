@@ -1,9 +1,11 @@
 package flow
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
+	bpf "weir.dev/weir/bpf/datapath"
 	flowv1 "weir.dev/weir/proto/weir/flow/v1"
 )
 
@@ -27,10 +29,33 @@ func Matches(q *flowv1.ObserveRequest, f *flowv1.Flow) bool {
 	return q.GetPathPrefix() == "" || f.GetHttp() != nil && strings.HasPrefix(f.GetHttp().GetPath(), q.GetPathPrefix())
 }
 
-// podIn says whether one of the names is the pod's: "pod" or "namespace/pod".
+// podIn says whether one of the names is the pod's, or that of the workload
+// which its name begins with: "app3", "default/app3", "app3-d0b4f6c9g2-cfmbn".
 func podIn(names []string, p *flowv1.Peer) bool {
-	if p.GetPod() == "" {
-		return false
+	return p.GetPod() != "" && slices.ContainsFunc(names, func(name string) bool {
+		namespace, pod, ok := strings.Cut(name, "/")
+		if !ok {
+			namespace, pod = p.GetNamespace(), name
+		}
+		return namespace == p.GetNamespace() && (pod == p.GetPod() || pod != "" && strings.HasPrefix(p.GetPod(), pod+"-"))
+	})
+}
+
+// check refuses a request for what no flow can have.
+func check(q *flowv1.ObserveRequest) error {
+	for _, r := range q.GetReasons() {
+		if !strings.HasPrefix(r, "http-") && !slices.Contains(reasons(), r) {
+			return fmt.Errorf("reason %q: want %s, or one of the proxy's, as http-denied", r, strings.Join(reasons(), ", "))
+		}
 	}
-	return slices.Contains(names, p.GetPod()) || slices.Contains(names, p.GetNamespace()+"/"+p.GetPod())
+	return nil
+}
+
+// reasons are those of the datapath.
+func reasons() []string {
+	var out []string
+	for r := bpf.ReasonNone + 1; r < bpf.ReasonCount; r++ {
+		out = append(out, r.String())
+	}
+	return out
 }

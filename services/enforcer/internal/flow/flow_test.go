@@ -3,12 +3,15 @@ package flow_test
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -234,7 +237,7 @@ func TestObserveFilters(t *testing.T) {
 		return f
 	}
 	ring := &flow.Ring{}
-	for _, f := range []*flowv1.Flow{drop("app2", 80, ""), drop("app3", 80, "/private"), drop("app3", 53, "")} {
+	for _, f := range []*flowv1.Flow{drop("app2", 80, ""), drop("app3", 80, "/private"), drop("app3", 53, ""), drop("web-d0b4f6c9g2-cfmbn", 443, "")} {
 		ring.Add(f)
 	}
 	for _, tc := range []struct {
@@ -242,12 +245,15 @@ func TestObserveFilters(t *testing.T) {
 		q    *flowv1.ObserveRequest
 		want int
 	}{
-		{"nothing asked", &flowv1.ObserveRequest{}, 3},
+		{"nothing asked", &flowv1.ObserveRequest{}, 4},
 		{"the last", &flowv1.ObserveRequest{Last: 2}, 2},
 		{"a pod", &flowv1.ObserveRequest{Pods: []string{"app3"}}, 2},
 		{"a pod with its namespace", &flowv1.ObserveRequest{Pods: []string{"default/app2"}}, 1},
+		{"a workload", &flowv1.ObserveRequest{Pods: []string{"web"}}, 1},
+		{"a workload with its namespace", &flowv1.ObserveRequest{Pods: []string{"default/web"}}, 1},
+		{"half a word", &flowv1.ObserveRequest{Pods: []string{"app", "we", ""}}, 0},
 		{"a pod of another namespace", &flowv1.ObserveRequest{Pods: []string{"kube-system/app2"}}, 0},
-		{"a namespace of either side", &flowv1.ObserveRequest{Namespaces: []string{"kube-system"}}, 3},
+		{"a namespace of either side", &flowv1.ObserveRequest{Namespaces: []string{"kube-system"}}, 4},
 		{"a verdict", &flowv1.ObserveRequest{Verdicts: []policyv1.Verdict{policyv1.Verdict_VERDICT_ALLOW}}, 0},
 		{"a reason", &flowv1.ObserveRequest{Reasons: []string{"http-denied"}}, 1},
 		{"a port", &flowv1.ObserveRequest{Ports: []uint32{53}}, 1},
@@ -261,6 +267,10 @@ func TestObserveFilters(t *testing.T) {
 		if len(o.got) != tc.want {
 			t.Errorf("%s: %d flows, want %d", tc.name, len(o.got), tc.want)
 		}
+	}
+	unknown := &flowv1.ObserveRequest{Reasons: []string{"no-rule", "frob"}}
+	if err := (flow.Server{Ring: ring}).Observe(unknown, observer{}); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "frob") {
+		t.Errorf("a reason that nobody gives: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	o := observer{ctx: ctx, got: make(chan *flowv1.ObserveResponse)}

@@ -2,6 +2,8 @@ package flow
 
 import (
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	flowv1 "weir.dev/weir/proto/weir/flow/v1"
 )
@@ -17,6 +19,9 @@ const batch = 256
 
 // Observe sends flows that match every given filter, the newest last.
 func (s Server) Observe(q *flowv1.ObserveRequest, stream grpc.ServerStreamingServer[flowv1.ObserveResponse]) error {
+	if err := check(q); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
 	reader := s.Ring.Reader()
 	if err := s.past(q, reader, stream); err != nil {
 		return err
