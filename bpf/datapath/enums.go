@@ -133,17 +133,21 @@ const (
 
 // Flags of WeirCt: who initiates, how it goes through the proxy, how it ends.
 const (
-	CTAInitiates     = 0x1
-	CTGuessed        = 0x2
-	CTProxiedEgress  = 0x4
-	CTProxiedIngress = 0x8
-	CTSeenReply      = 0x10
-	CTFINA           = 0x20
-	CTFINB           = 0x40
-	CTRST            = 0x80
-	CTDenied         = 0x100
-	CTResetEgress    = 0x200
-	CTResetIngress   = 0x400
+	CTAInitiates        = 0x1
+	CTGuessed           = 0x2
+	CTProxiedEgress     = 0x4
+	CTProxiedIngress    = 0x8
+	CTSeenReply         = 0x10
+	CTFINA              = 0x20
+	CTFINB              = 0x40
+	CTRST               = 0x80
+	CTDenied            = 0x100
+	CTResetEgress       = 0x200
+	CTResetIngress      = 0x400
+	CTAnsweredEgress    = 0x800
+	CTAnsweredIngress   = 0x1000
+	CTResetTwiceEgress  = 0x2000
+	CTResetTwiceIngress = 0x4000
 )
 
 // Limits.

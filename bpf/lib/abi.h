@@ -159,9 +159,14 @@ enum weir_ct_flag {
 	WEIR_CT_FIN_B = 0x40,
 	WEIR_CT_RST = 0x80,
 	WEIR_CT_DENIED = 0x100, /* denied since it was made: to be cut */
-	/* A reset has passed that side though it was denied: none does again. */
+	/* What has passed that side though it was denied, and does not again: a
+	 * reset, a bare ACK that answered it, the reset that followed. */
 	WEIR_CT_RESET_EGRESS = 0x200,
 	WEIR_CT_RESET_INGRESS = 0x400,
+	WEIR_CT_ANSWERED_EGRESS = 0x800,
+	WEIR_CT_ANSWERED_INGRESS = 0x1000,
+	WEIR_CT_RESET_TWICE_EGRESS = 0x2000,
+	WEIR_CT_RESET_TWICE_INGRESS = 0x4000,
 };
 struct weir_ct {
 	struct weir_ct_slot slot[2];

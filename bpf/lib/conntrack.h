@@ -62,6 +62,16 @@ static __always_inline __u32 ct_reset_flag(__u32 slot)
 	return slot == WEIR_SLOT_EGRESS ? WEIR_CT_RESET_EGRESS : WEIR_CT_RESET_INGRESS;
 }
 
+static __always_inline __u32 ct_answered_flag(__u32 slot)
+{
+	return slot == WEIR_SLOT_EGRESS ? WEIR_CT_ANSWERED_EGRESS : WEIR_CT_ANSWERED_INGRESS;
+}
+
+static __always_inline __u32 ct_reset_twice_flag(__u32 slot)
+{
+	return slot == WEIR_SLOT_EGRESS ? WEIR_CT_RESET_TWICE_EGRESS : WEIR_CT_RESET_TWICE_INGRESS;
+}
+
 /* CLOCK_MONOTONIC in seconds, by multiplication: ns / 2^26 * (2^26 / 10^9). */
 static __always_inline __u32 coarse_seconds(void)
 {

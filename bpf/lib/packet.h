@@ -337,13 +337,13 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 	return -WEIR_REASON_BAD_ETHERTYPE;
 }
 
-/* An empty reset. Its length is the datagram's: short frames are padded. */
-static __always_inline bool is_bare_reset(struct __sk_buff *skb, const struct packet *p)
+/* A TCP segment without data. Its length is the datagram's: short frames are
+ * padded. */
+static __always_inline bool is_bare(struct __sk_buff *skb, const struct packet *p)
 {
 	__u8 offset;
 
-	if (p->protocol != IPPROTO_TCP || !(p->tcp_flags & TCP_RST) ||
-	    p->flags & (PACKET_LATER_FRAGMENT | PACKET_ABOUT_FLOW) ||
+	if (p->protocol != IPPROTO_TCP || p->flags & (PACKET_LATER_FRAGMENT | PACKET_ABOUT_FLOW) ||
 	    load_bytes(skb, p->l4 + 12, &offset, 1))
 		return false;
 	return p->l4 + (offset >> 4) * 4 == p->end;

@@ -21,18 +21,39 @@ static __always_inline int pass(const struct judgement *j, bool proxied)
 	return TCX_NEXT;
 }
 
-/* Denied. A flow that conntrack holds may still be reset, once from each side, so
- * that the ends of a forbidden connection hear of it (threat P9). */
+/* The flag of a packet by which the ends of a forbidden connection hear of its
+ * end; 0: it is none, or has been. If the last data was dropped, the reset is
+ * ahead of what the peer has received: it answers with a bare ACK (RFC 5961,
+ * 3.2), and to that comes a reset with the number it wants. */
+static __always_inline __u32 last_word(struct __sk_buff *skb, const struct judgement *j,
+				       __u32 flags)
+{
+	__u32 reset = ct_reset_flag(j->slot), answered = ct_answered_flag(j->slot), next;
+
+	if (j->packet.tcp_flags & (TCP_SYN | TCP_FIN))
+		return 0;
+	if (!(j->packet.tcp_flags & TCP_RST))
+		next = flags & reset ? answered : 0;
+	else if (flags & answered)
+		next = ct_reset_twice_flag(j->slot);
+	else
+		next = reset;
+	return next & ~flags && is_bare(skb, &j->packet) ? next : 0;
+}
+
+/* Denied. A flow that conntrack holds may still be reset, so that the ends of a
+ * forbidden connection hear of it (threat P9). */
 static __noinline int deny(struct __sk_buff *skb, struct judgement *j, enum weir_reason reason,
 			   bool begins)
 {
-	__u32 flags, reset = ct_reset_flag(j->slot);
+	__u32 flags, last;
 
 	if (!ct_holds(j) || begins || j->packet.flags & PACKET_ABOUT_FLOW)
 		return tell_drop(j, reason);
 	flags = j->ct->flags;
-	if (!(flags & reset) && is_bare_reset(skb, &j->packet)) {
-		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED | WEIR_CT_RST | reset);
+	last = last_word(skb, j, flags);
+	if (last) {
+		__sync_fetch_and_or(&j->ct->flags, WEIR_CT_DENIED | WEIR_CT_RST | last);
 		count(WEIR_REASON_NONE, j->slot == WEIR_SLOT_INGRESS);
 		return pass(j, flags & ct_proxied_flag(j->slot));
 	}
@@ -71,6 +92,7 @@ static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u3
 	else if (begins)
 		clear = WEIR_CT_GUESSED | WEIR_CT_FIN_A | WEIR_CT_FIN_B | WEIR_CT_RST |
 			WEIR_CT_SEEN_REPLY | WEIR_CT_DENIED | ct_reset_flag(j->slot) |
+			ct_answered_flag(j->slot) | ct_reset_twice_flag(j->slot) |
 			ct_proxied_flag(j->slot);
 	else
 		news = slot->ifindex != j->ifindex || slot->verdict != j->verdict;

@@ -117,6 +117,30 @@ func TestReset(t *testing.T) {
 	l.want("a reset of no flow", l.toPod(1, unknown), drop, datapath.ReasonNoRule)
 }
 
+// A reset that is ahead of what the peer has received is answered with a bare
+// ACK, and that with a reset that the peer takes: each passes once, in this order
+// alone (threat P9).
+func TestP9ResetThatIsAnswered(t *testing.T) {
+	l := newPods(t)
+	f := aToB(80)
+	l.established(f)
+	l.cellOf(0, rowB, peerA)
+	l.flip(firstWord + 2)
+
+	loud := f.with(ack)
+	loud.payload = []byte("data")
+	l.want("an ACK before any reset", l.toPod(1, f.with(ack)), drop, datapath.ReasonNoRule)
+	l.want("the reset", l.fromPod(1, f.back().with(rst|ack)), next, 0)
+	l.want("another reset", l.fromPod(1, f.back().with(rst)), drop, datapath.ReasonNoRule)
+	l.want("data", l.toPod(1, loud), drop, datapath.ReasonNoRule)
+	l.want("a SYN", l.toPod(1, f.with(syn|ack)), drop, datapath.ReasonNoRule)
+	l.want("the answer", l.toPod(1, f.with(ack)), next, 0)
+	l.want("another answer", l.toPod(1, f.with(ack)), drop, datapath.ReasonNoRule)
+	l.want("the reset that the peer takes", l.fromPod(1, f.back().with(rst)), next, 0)
+	l.want("one more", l.fromPod(1, f.back().with(rst)), drop, datapath.ReasonNoRule)
+	l.want("and an answer", l.toPod(1, f.with(ack)), drop, datapath.ReasonNoRule)
+}
+
 // A plain connection whose verdict becomes HTTP is cut: it cannot be judged from
 // the middle. A new one is steered.
 func TestHTTPStarted(t *testing.T) {
