@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -19,6 +21,7 @@ import (
 	"weir.dev/weir/cli/internal/exit"
 	"weir.dev/weir/cli/internal/parts"
 	flowv1 "weir.dev/weir/proto/weir/flow/v1"
+	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 	policyv1 "weir.dev/weir/proto/weir/policy/v1"
 )
 
@@ -42,7 +45,7 @@ func New() *cobra.Command {
 		Use:   "observe",
 		Short: "Watch what is dropped, refused and newly allowed, and why",
 		Example: `  weir observe
-  weir observe --verdict deny --pod default/app3
+  weir observe --verdict deny --pod deploy/app3
   weir observe --once --last 100 --path /private -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -66,7 +69,7 @@ func New() *cobra.Command {
 	f.BoolVar(&o.once, "once", false, "end with what has happened already")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json (one object a line)")
 	f.StringSliceVar(&o.nodes, "node", nil, "only these nodes")
-	f.StringSliceVar(&o.pods, "pod", nil, "only flows of these pods (POD or NAMESPACE/POD)")
+	f.StringSliceVar(&o.pods, "pod", nil, "only flows of these pods (POD, NAMESPACE/POD, or a workload: app3, deploy/app3)")
 	f.StringSliceVarP(&o.namespaces, "namespace", "n", nil, "only flows of pods of these namespaces")
 	f.StringSliceVar(&o.verdicts, "verdict", nil, "only these verdicts: deny, allow, http")
 	f.StringSliceVar(&o.reasons, "reason", nil, "only these reasons: no-rule, denied, pending, http-denied, …")
@@ -77,8 +80,14 @@ func New() *cobra.Command {
 
 func (o options) request() (*flowv1.ObserveRequest, error) {
 	req := &flowv1.ObserveRequest{
-		Follow: !o.once, Last: o.last, Pods: o.pods, Namespaces: o.namespaces,
+		Follow: !o.once, Last: o.last, Namespaces: o.namespaces,
 		Reasons: o.reasons, PathPrefix: o.path,
+	}
+	for _, p := range o.pods {
+		for _, kind := range []string{"deploy/", "deployment/", "pod/", "po/"} {
+			p = strings.TrimPrefix(p, kind)
+		}
+		req.Pods = append(req.Pods, p)
 	}
 	if o.output != "text" && o.output != "json" {
 		return nil, fmt.Errorf("output %q: want text or json", o.output)
@@ -109,12 +118,16 @@ func run(ctx context.Context, d parts.Demo, o options, req *flowv1.ObserveReques
 	if err != nil {
 		return err
 	}
-	p := &printer{out: out, errOut: errOut, json: o.output == "json"}
+	p := &printer{out: out, errOut: errOut, json: o.output == "json", sort: o.once}
+	n := &names{now: time.Now, list: func(ctx context.Context) ([]*identityv1.Service, error) { return Services(ctx, d) }}
 	var g errgroup.Group
 	reached := make([]bool, len(enforcers))
 	for i, name := range enforcers {
 		g.Go(func() error {
-			err := follow(ctx, d, name, req, p, &reached[i])
+			err := follow(ctx, d, name, req, n, p, &reached[i])
+			if status.Code(err) == codes.InvalidArgument {
+				return exit.With(exit.Usage, errors.New(status.Convert(err).Message()))
+			}
 			if err != nil && ctx.Err() == nil {
 				p.complain(name, err)
 			}
@@ -124,6 +137,7 @@ func run(ctx context.Context, d parts.Demo, o options, req *flowv1.ObserveReques
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	p.flush()
 	for _, ok := range reached {
 		if ok || ctx.Err() != nil {
 			return p.err
@@ -155,7 +169,7 @@ func enforcersOf(d parts.Demo, nodes []string) ([]string, error) {
 }
 
 // follow prints one enforcer's flows until its stream ends.
-func follow(ctx context.Context, d parts.Demo, name string, req *flowv1.ObserveRequest, p *printer, reached *bool) error {
+func follow(ctx context.Context, d parts.Demo, name string, req *flowv1.ObserveRequest, n *names, p *printer, reached *bool) error {
 	conn, err := d.Dial(name)
 	if err != nil {
 		return err
@@ -178,6 +192,9 @@ func follow(ctx context.Context, d parts.Demo, name string, req *flowv1.ObserveR
 			return err
 		}
 		*reached = true
+		if f := r.GetFlow(); f != nil {
+			n.name(ctx, f)
+		}
 		p.print(name, r)
 	}
 }
@@ -186,9 +203,11 @@ func follow(ctx context.Context, d parts.Demo, name string, req *flowv1.ObserveR
 type printer struct {
 	out, errOut io.Writer
 	json        bool
+	sort        bool // by time, when all are there; else each at once
 
-	mu  sync.Mutex
-	err error // of the first write that went wrong
+	mu   sync.Mutex
+	kept []*flowv1.Flow
+	err  error // of the first write that went wrong
 }
 
 func (p *printer) print(enforcer string, r *flowv1.ObserveResponse) {
@@ -199,9 +218,26 @@ func (p *printer) print(enforcer string, r *flowv1.ObserveResponse) {
 		return
 	}
 	f := r.GetFlow()
-	if f == nil {
-		return
+	switch {
+	case f == nil:
+	case p.sort:
+		p.kept = append(p.kept, f)
+	default:
+		p.write(f)
 	}
+}
+
+// flush prints what was kept, the newest last.
+func (p *printer) flush() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slices.SortStableFunc(p.kept, func(a, b *flowv1.Flow) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) })
+	for _, f := range p.kept {
+		p.write(f)
+	}
+}
+
+func (p *printer) write(f *flowv1.Flow) {
 	line := Line(f)
 	if p.json {
 		b, err := protojson.Marshal(f)

@@ -20,7 +20,11 @@ func Line(f *flowv1.Flow) string {
 		End(f.GetSource(), f.GetSourcePort()), End(f.GetDestination(), f.GetDestinationPort()),
 		Protocol(f.GetProtocol()))
 	if h := f.GetHttp(); h != nil {
-		fmt.Fprintf(&b, " %s %s", h.GetMethod(), h.GetPath())
+		for _, word := range []string{h.GetMethod(), h.GetPath()} {
+			if word != "" { // of a request that could not be read there is neither
+				fmt.Fprintf(&b, " %s", word)
+			}
+		}
 		if h.GetStatus() != 0 {
 			fmt.Fprintf(&b, " %d", h.GetStatus())
 		}
@@ -31,26 +35,31 @@ func Line(f *flowv1.Flow) string {
 	if f.GetReason() != "" {
 		fmt.Fprintf(&b, " %s", f.GetReason())
 	}
-	if why := Cause(f.GetDecidedBy(), f.GetSelectedBy()); why != "" {
+	if why := cause(f); why != "" {
 		fmt.Fprintf(&b, ": %s", why)
 	}
 	return b.String()
 }
 
-// Cause names the rule that decided, or the policies that select the endpoint
-// without allowing it.
-func Cause(decided *policyv1.Origin, selected []*policyv1.Origin) string {
-	if decided != nil {
+// cause names the rule that decided, or the policies that select the endpoint
+// without allowing the flow. Of a request that no rule was asked about (it is
+// malformed, say) they are only why the proxy read it.
+func cause(f *flowv1.Flow) string {
+	if decided := f.GetDecidedBy(); decided != nil {
 		return Origin(decided)
 	}
-	if len(selected) == 0 {
+	if len(f.GetSelectedBy()) == 0 {
 		return ""
 	}
-	names := make([]string, 0, len(selected))
-	for _, o := range selected {
-		names = append(names, Origin(o))
+	policies := make([]string, 0, len(f.GetSelectedBy()))
+	for _, o := range f.GetSelectedBy() {
+		policies = append(policies, Origin(o))
 	}
-	return "selected by " + strings.Join(names, ", ") + ", and no rule allows it"
+	why := "selected by " + strings.Join(policies, ", ")
+	if f.GetHttp() != nil && f.GetReason() != "http-denied" && f.GetReason() != "http-ambiguous-path" {
+		return why + "; refused whatever the rules say"
+	}
+	return why + ", and no rule allows it"
 }
 
 // Origin tells where a rule was written: kind, namespace/name, path, file:line.
@@ -70,12 +79,15 @@ func Origin(o *policyv1.Origin) string {
 	return b.String()
 }
 
-// End tells one end of a flow: a pod by its name, all else by address.
+// End tells one end of a flow: a pod or a Service by its name, all else by address.
 func End(p *flowv1.Peer, port uint32) string {
 	name := Address(p.GetAddress())
+	service, isService := serviceOf(p)
 	switch {
 	case p.GetPod() != "":
 		name = p.GetNamespace() + "/" + p.GetPod()
+	case isService:
+		name = servicePrefix + service
 	case p.GetEntity() != "":
 		name += "(" + p.GetEntity() + ")"
 	}

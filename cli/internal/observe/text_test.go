@@ -30,10 +30,16 @@ func TestLineTellsWhy(t *testing.T) {
 	outside := flow()
 	outside.Source = &flowv1.Peer{Address: append(make([]byte, 15), 1), Entity: "world"}
 	outside.SelectedBy, outside.DecidedBy = nil, &policyv1.Origin{Kind: "NetworkPolicy", Namespace: "a", Name: "b", Path: "spec.ingress[0]"}
+	preface := flow()
+	preface.Reason, preface.Http = "http-version", &flowv1.HTTPFlow{Status: 505, Requests: 1}
+	service := flow()
+	service.Destination = &flowv1.Peer{Address: []byte{10, 96, 0, 2}, Namespace: "default", Entity: "service app1-service"}
 	for _, tc := range []struct {
 		flow *flowv1.Flow
 		want string
 	}{
+		{preface, "TCP 505 http-version: selected by CiliumNetworkPolicy default/rule1 (policy-v1.yaml:1); refused whatever the rules say"},
+		{service, "default/app3-x:43211 → service default/app1-service:80 TCP"},
 		{flow(), "n1 ingress DENY default/app3-x:43211 → default/app1-y:80 TCP no-rule: selected by CiliumNetworkPolicy default/rule1 (policy-v1.yaml:1), and no rule allows it"},
 		{refused, "TCP GET /private 403 ×2 http-denied: selected by"},
 		{outside, "[::1(world)]:43211 → default/app1-y:80 TCP no-rule: NetworkPolicy a/b spec.ingress[0]"},
