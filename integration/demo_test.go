@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,7 +96,8 @@ func (d *demo) try(t *testing.T, stdin string, args ...string) (out string, code
 		return text.String(), exit.ExitCode()
 	}
 	if err != nil {
-		t.Fatalf("weir %s: %v\n%s", strings.Join(args, " "), err, text.String())
+		t.Errorf("weir %s: %v\n%s", strings.Join(args, " "), err, text.String())
+		return text.String(), -1
 	}
 	return text.String(), 0
 }
@@ -187,7 +189,8 @@ func (d *demo) curl(t *testing.T, client, url, connect string) answer {
 	got := answer{code: code}
 	i := strings.LastIndexByte(out, '\n')
 	if i < 0 {
-		t.Fatalf("curl %s: exit code %d: %s", url, code, out)
+		t.Errorf("curl %s: exit code %d: %s", url, code, out)
+		return got
 	}
 	got.body = out[:i]
 	got.status, _ = strconv.Atoi(out[i+1:])
@@ -204,6 +207,16 @@ func (d *demo) want(t *testing.T, client, url string, want answer) {
 	if got := d.curl(t, client, url, connect); got != want {
 		t.Errorf("%s asks %s: got %+v, want %+v", client, url, got, want)
 	}
+}
+
+// wantAll asks all URLs at once and wants those answers.
+func (d *demo) wantAll(t *testing.T, client string, asks map[string]answer) {
+	t.Helper()
+	var g sync.WaitGroup
+	for url, want := range asks {
+		g.Go(func() { d.want(t, client, url, want) })
+	}
+	g.Wait()
 }
 
 // dial connects to a part's unix socket.

@@ -39,7 +39,7 @@ func build(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(the.bin)
-	cmd := exec.Command("go", "build", "-trimpath", "-o", the.bin+"/", "./cli/cmd/...",
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", the.bin+"/", "./cli/cmd/...",
 		"./services/identity/cmd/weir-identity", "./services/policy/cmd/weir-policy",
 		"./services/enforcer/cmd/weir-enforcer", "./services/l7proxy/cmd/weir-l7proxy")
 	cmd.Dir, cmd.Env = the.root, append(os.Environ(), "CGO_ENABLED=0")
