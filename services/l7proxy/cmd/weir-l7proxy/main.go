@@ -32,14 +32,18 @@ type options struct {
 func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("weir-l7proxy", flag.ContinueOnError)
-	fs.SetOutput(stderr)
+	fs.SetOutput(io.Discard) // one line says what is wrong
 	fs.StringVar(&o.node, "node", "", "name of this node")
 	fs.StringVar(&o.runDir, "run-dir", "/run/weir", "folder of the enforcer beside this proxy; holds handover.sock")
 	fs.StringVar(&o.socket, "socket", "", "unix socket for gRPC, 0600 (default RUN-DIR/proxy.sock)")
 	fs.StringVar(&o.http, "http", "", "unix socket for /metrics, /livez and /readyz")
 	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&o.logFormat, "log-format", "text", "text or json")
-	if err := fs.Parse(args); err != nil {
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fs.SetOutput(stderr)
+		fs.Usage()
+		return o, err
+	} else if err != nil {
 		return o, err
 	}
 	if fs.NArg() > 0 {

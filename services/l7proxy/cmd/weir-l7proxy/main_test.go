@@ -201,8 +201,13 @@ func TestFlags(t *testing.T) {
 		{[]string{"--nod", "n1"}, "flag provided but not defined"},
 	} {
 		var out strings.Builder
-		if code := run(tt.args, &out); code != 1 || !strings.Contains(out.String(), tt.want) {
-			t.Errorf("run(%q) = %d, %q, want 1 and %q", tt.args, code, out.String(), tt.want)
+		code := run(tt.args, &out)
+		if got := out.String(); code != 1 || !strings.Contains(got, tt.want) || strings.Count(got, "\n") != 1 {
+			t.Errorf("run(%q) = %d, %q, want 1 and one line with %q", tt.args, code, got, tt.want)
 		}
+	}
+	var out strings.Builder
+	if code := run([]string{"--help"}, &out); code != 0 || !strings.Contains(out.String(), "-run-dir") {
+		t.Errorf("--help: %d, %q", code, out.String())
 	}
 }
