@@ -4,9 +4,12 @@
 package why
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,8 +40,10 @@ func New() *cobra.Command {
 		Long: `Tell whether a flow is allowed, and by which rule on which side.
 
 FROM and TO are a pod, deploy/NAME, NAMESPACE/POD, an address, or one of world,
-host, remote-node. The exit code is 0 if the flow is allowed and 1 if not.`,
+host, remote-node. TO may be a Service, by name (svc/NAME) or address: then it is
+told of each backend. The exit code is 0 if the flow is allowed and 1 if not.`,
 		Example: `  weir why app2 app1 80/TCP GET /private
+  weir why app2 svc/app1-service 80/TCP GET /public
   weir why shop/web 203.0.113.7 443/TCP`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 3 && len(args) != 5 {
@@ -79,22 +84,30 @@ func (o options) run(ctx context.Context, demo string, args []string, out io.Wri
 	if err != nil {
 		return err
 	}
-	to, err := find(args[1], o.namespace, records)
-	if err != nil {
-		return err
-	}
-	req.From, req.To = from.msg, to.msg
-	if req.Http != nil && req.Http.Host == "" {
-		req.Http.Host = args[1]
-	}
-	answer, err := explain(ctx, d, req)
+	services, err := observe.Services(ctx, d)
 	if err != nil {
 		return exit.With(exit.Unreachable, err)
 	}
-	if err := o.print(out, from.name, to.name, args, answer); err != nil {
+	to, err := targets(args[1], o.namespace, req.GetPort(), req.GetProtocol(), records, services)
+	if err != nil {
 		return err
 	}
-	if !allowed(answer) {
+	if req.Http != nil && req.Http.Host == "" {
+		req.Http.Host = args[1][strings.LastIndex(args[1], "/")+1:]
+	}
+	every := true
+	for _, t := range to {
+		req.From, req.To, req.Port = from.msg, t.msg, t.port
+		answer, err := explain(ctx, d, req)
+		if err != nil {
+			return exit.With(exit.Unreachable, err)
+		}
+		if err := o.print(out, from.name, t, args, answer); err != nil {
+			return err
+		}
+		every = every && allowed(answer)
+	}
+	if !every {
 		return exit.Silent(exit.Failed)
 	}
 	return nil
@@ -200,22 +213,40 @@ func sideAllows(j *policyv1.Judgement) bool {
 	return false
 }
 
-func (o options) print(out io.Writer, from, to string, args []string, r *policyv1.ExplainResponse) error {
+func (o options) print(out io.Writer, from string, to target, args []string, r *policyv1.ExplainResponse) error {
+	_, protocol, ok := strings.Cut(args[2], "/")
+	if !ok {
+		protocol = "TCP"
+	}
+	port := fmt.Sprintf("%d/%s", to.port, strings.ToUpper(protocol))
 	if o.output == "json" {
-		b, err := protojson.MarshalOptions{Multiline: true, EmitDefaultValues: true}.Marshal(r)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(out, string(b))
-		return err
+		return printJSON(out, from, to.name, port, r)
 	}
 	word := "DENIED"
 	if allowed(r) {
 		word = "ALLOWED"
 	}
 	_, err := fmt.Fprintf(out, "%s → %s %s: %s (revision %d)\n  egress  of %s: %s\n  ingress of %s: %s\n",
-		from, to, strings.Join(args[2:], " "), word, r.GetRevision(),
-		from, side(r.GetEgress()), to, side(r.GetIngress()))
+		from, to.name, strings.Join(append([]string{port}, args[3:]...), " "), word, r.GetRevision(),
+		from, side(r.GetEgress()), to.name, side(r.GetIngress()))
+	return err
+}
+
+// printJSON prints the answer with what was asked and whether it is allowed.
+func printJSON(out io.Writer, from, to, port string, r *policyv1.ExplainResponse) error {
+	answer, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(r)
+	if err != nil {
+		return err
+	}
+	head, err := json.Marshal(map[string]any{"from": from, "to": to, "port": port, "allowed": allowed(r)})
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, slices.Concat(head[:len(head)-1], []byte(","), answer[1:]), "", "  "); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, b.String())
 	return err
 }
 
