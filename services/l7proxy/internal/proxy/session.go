@@ -101,8 +101,14 @@ func (s *session) guard(f func()) {
 	f()
 }
 
-// end closes both sides.
+// end closes both sides. What the client has reset is reset for the server too,
+// and what the node cut is cut whole; a server's own reset must not overtake its
+// last response.
 func (s *session) end() {
+	if s.client.wasReset.Load() || s.client.wasCut.Load() || s.server.wasCut.Load() {
+		s.cut()
+		return
+	}
 	s.endOnce.Do(func() {
 		// Errors say that the peer has ended it already.
 		_ = s.client.tcp.Close()

@@ -25,6 +25,8 @@ type side struct {
 	woken atomic.Bool
 	// paused ends a read that has read nothing yet.
 	paused atomic.Bool
+	// How a read found the connection ended: reset by the peer, or by the node.
+	wasReset, wasCut atomic.Bool
 	// For the next reads: until then, or, if each is set, that long for each.
 	until time.Time
 	each  time.Duration
@@ -35,6 +37,12 @@ func (s *side) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := s.tcp.Read(b)
+	switch {
+	case errors.Is(err, syscall.ECONNRESET):
+		s.wasReset.Store(true)
+	case errors.Is(err, syscall.ECONNABORTED):
+		s.wasCut.Store(true)
+	}
 	if err != nil && s.woken.Load() {
 		return n, errWoken
 	}
