@@ -186,7 +186,7 @@ func (c *client) run(ctx context.Context) {
 		}
 		c.note(&c.stream, e)
 		if c.stream.kind == hold && c.conn != nil {
-			e.Got = c.wait(ctx)
+			e.Got, e.Reused = c.wait(ctx), true
 			e.At = time.Now()
 			if ctx.Err() == nil {
 				c.note(&c.stream, e)
@@ -275,8 +275,8 @@ func ending(err error) string {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return "reset"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED):
+		return "reset" // by the other end, or by the node, which resets both
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "closed"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded),
