@@ -165,6 +165,35 @@ func TestReplayBeginsAgainWhenTheLogWasReplaced(t *testing.T) {
 	}
 }
 
+func TestAnotherGenerationIsLaterWhateverTheClockSays(t *testing.T) {
+	js := natstest.Start(t).JetStream(t, tlsconf.Identity, "identity-0")
+	w := statelog.NewWriter(state(js))
+	at := func(seconds int64) uint64 { return uint64(time.Unix(seconds, 0).UnixNano()) }
+	if err := w.EnsureGeneration(t.Context(), time.Unix(50, 0)); err != nil {
+		t.Fatal(err)
+	}
+	v := replay(t, js)
+	waitFor(t, v, 1)
+	for i, step := range []struct {
+		now   int64
+		after uint64
+		want  uint64
+	}{
+		{now: 60, want: at(60)},
+		{now: 40, want: at(60) + 1},
+		{now: 70, after: at(80), want: at(80) + 1},
+		{now: 90, after: at(10), want: at(90)},
+	} {
+		if err := w.NewGeneration(t.Context(), time.Unix(step.now, 0), step.after); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, v, uint64(i)+2)
+		if got := v.Position().Generation; got != step.want {
+			t.Errorf("at %d s, after %d: generation %d, want %d", step.now, step.after, got, step.want)
+		}
+	}
+}
+
 func TestOneHoldsTheLeaseAndAnotherTakesOver(t *testing.T) {
 	s := natstest.Start(t)
 	var mu sync.Mutex

@@ -200,13 +200,26 @@ func (w *Writer) EnsureGeneration(ctx context.Context, now time.Time) error {
 }
 
 // NewGeneration begins another generation: every node gets a complete state,
-// never a difference. It is for a log that has lost its tail.
-func (w *Writer) NewGeneration(ctx context.Context, now time.Time) error {
+// never a difference. It is for a log that has lost its tail. The generation is
+// later than the log's and than after, whatever the clock says: nodes refuse an
+// earlier one for ever.
+func (w *Writer) NewGeneration(ctx context.Context, now time.Time, after uint64) error {
 	kv, err := w.open(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := kv.Put(ctx, string(GenerationKey), formatGeneration(now)); err != nil {
+	entry, err := kv.Get(ctx, string(GenerationKey))
+	if err != nil {
+		return fmt.Errorf("begin another generation: %w", err)
+	}
+	if old, err := strconv.ParseUint(string(entry.Value()), 10, 64); err == nil {
+		after = max(after, old)
+	}
+	next := formatGeneration(now)
+	if uint64(now.UnixNano()) <= after {
+		next = strconv.AppendUint(nil, after+1, 10)
+	}
+	if _, err := kv.Update(ctx, string(GenerationKey), next, entry.Revision()); err != nil {
 		return fmt.Errorf("begin another generation: %w", err)
 	}
 	return nil

@@ -191,7 +191,7 @@ func TestRecordsFollowTheGeneration(t *testing.T) {
 	r := start(t)
 	r.withPod(t, "a", "one")
 	first := r.mustRegister(t, "a", 2)
-	if err := r.log.NewGeneration(t.Context(), time.Now()); err != nil {
+	if err := r.log.NewGeneration(t.Context(), time.Now(), 0); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the new generation is replayed", func() error {

@@ -4,9 +4,11 @@
 package lead
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"weir.dev/weir/internal/logkey"
@@ -172,24 +174,18 @@ func (l *Leader) gone() []statelog.Key {
 // lostTail begins another generation if this replica has seen more of the log
 // than there is, or if for a while more than half of the live nodes have had in
 // force what it has not (one that lies cannot cause it): it came back older than
-// it was. since is when the nodes were seen to be ahead first; zero: they are not.
+// it was, or was made anew by a clock that is behind. since is when the nodes
+// were seen to be ahead first; zero: they are not.
 func (l *Leader) lostTail(ctx context.Context, since time.Time) (time.Time, error) {
-	pos := l.View.Position()
-	live, ahead := 0, 0
-	for _, n := range l.Nodes.All() {
-		if !n.Live {
-			continue
-		}
-		live++
-		if n.Pos.Generation == pos.Generation && n.Pos.Revision > pos.Revision {
-			ahead++
-		}
-	}
+	at := l.View.Position()
+	pos := catalog.Position{Generation: at.Generation, Revision: at.Revision}
+	most, ahead := majority(l.Nodes.All())
+	ahead = ahead && pos.Before(most)
 	switch {
 	case l.View.Ready() != nil:
 		return time.Time{}, nil
 	case l.View.LostTail(): // sure
-	case ahead == 0 || 2*ahead <= live:
+	case !ahead:
 		return time.Time{}, nil
 	case since.IsZero():
 		return time.Now(), nil
@@ -198,5 +194,23 @@ func (l *Leader) lostTail(ctx context.Context, since time.Time) (time.Time, erro
 	}
 	l.Log.Error("the state log has lost its tail; beginning another generation",
 		logkey.Generation, pos.Generation, logkey.Revision, pos.Revision)
-	return time.Time{}, l.Writer.NewGeneration(ctx, time.Now())
+	return time.Time{}, l.Writer.NewGeneration(ctx, time.Now(), most.Generation)
+}
+
+// majority is the latest position that more than half of the live nodes have in
+// force, or have behind them.
+func majority(nodes []status.Node) (catalog.Position, bool) {
+	var live []catalog.Position
+	for _, n := range nodes {
+		if n.Live {
+			live = append(live, n.Pos)
+		}
+	}
+	if len(live) == 0 {
+		return catalog.Position{}, false
+	}
+	slices.SortFunc(live, func(a, b catalog.Position) int {
+		return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Revision, b.Revision))
+	})
+	return live[(len(live)-1)/2], true
 }

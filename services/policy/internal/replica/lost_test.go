@@ -58,3 +58,27 @@ func logComesBackOlder(t *testing.T, restart bool) {
 			n1.generation, before, n1.full, len(n1.items))
 	}
 }
+
+// A log that was made anew by a clock that is behind has a generation before the
+// one that the nodes have in force, and they would refuse it for ever.
+func TestS7GenerationBeforeTheNodesIsReplaced(t *testing.T) {
+	c := newCluster(t)
+	app1, _ := c.identity("default", "app1")
+	c.write("a", open("a", "app1", "app2"))
+	r := c.start("policy-0")
+	r.policies(1)
+	head := c.head()
+	n1 := newNode(t, "n1", all, app1).watch(r.at(head))
+	n1.until(head)
+	before := n1.generation
+	if _, err := c.state.Put(c.ctx(), string(statelog.GenerationKey), []byte("5")); err != nil {
+		t.Fatal(err)
+	}
+	for n1.generation == before {
+		n1.next()
+	}
+	if !n1.full || n1.generation < before || len(n1.items) == 0 {
+		t.Errorf("generation %d after %d: full %v, %d items; want the whole state of a later one",
+			n1.generation, before, n1.full, len(n1.items))
+	}
+}
