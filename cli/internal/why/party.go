@@ -1,6 +1,8 @@
 package why
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,8 +15,24 @@ import (
 
 // party is one end of the question: how it is called, and what policy asks.
 type party struct {
-	name string
-	msg  *policyv1.Party
+	name   string
+	msg    *policyv1.Party
+	node   string // where it is, or whose address it is; "": elsewhere
+	isNode bool
+}
+
+// seenFrom is p as policy names it at the other end: the address of a node is
+// the host to that node's own pods.
+func (p party) seenFrom(other party) party {
+	if !p.isNode {
+		return p
+	}
+	entity := policyv1.Entity_ENTITY_REMOTE_NODE
+	if p.node == other.node {
+		entity = policyv1.Entity_ENTITY_HOST
+	}
+	p.msg = &policyv1.Party{Party: &policyv1.Party_Entity{Entity: entity}, Addresses: p.msg.GetAddresses()}
+	return p
 }
 
 var entities = map[string]policyv1.Entity{
@@ -31,7 +49,7 @@ var errNoPod = errors.New("no pod with an address is called so")
 // error that names them.
 func find(text, namespace string, records []*identityv1.AddressRecord) (party, error) {
 	if e, ok := entities[text]; ok {
-		return party{text, &policyv1.Party{Party: &policyv1.Party_Entity{Entity: e}}}, nil
+		return party{name: text, msg: &policyv1.Party{Party: &policyv1.Party_Entity{Entity: e}}}, nil
 	}
 	if a, err := netip.ParseAddr(text); err == nil {
 		return byAddress(a, records), nil
@@ -58,11 +76,15 @@ func find(text, namespace string, records []*identityv1.AddressRecord) (party, e
 func byAddress(a netip.Addr, records []*identityv1.AddressRecord) party {
 	b := a.As16()
 	for _, r := range records {
-		if slices.Equal(r.GetAddress(), b[:]) && len(r.GetIdentity()) > 0 {
+		switch {
+		case !slices.Equal(r.GetAddress(), b[:]):
+		case r.GetNodeAddress():
+			return party{name: a.String(), msg: &policyv1.Party{Addresses: [][]byte{b[:]}}, node: r.GetNode(), isNode: true}
+		case len(r.GetIdentity()) > 0:
 			return ofPod(r, records)
 		}
 	}
-	return party{a.String(), &policyv1.Party{Party: &policyv1.Party_Address{Address: a.Unmap().AsSlice()}}}
+	return party{name: a.String(), msg: &policyv1.Party{Party: &policyv1.Party_Address{Address: a.Unmap().AsSlice()}}}
 }
 
 func byName(namespace string, records []*identityv1.AddressRecord, match func(pod string) bool) (party, bool, error) {
@@ -75,7 +97,9 @@ func byName(namespace string, records []*identityv1.AddressRecord, match func(po
 	if len(found) == 0 {
 		return party{}, false, nil
 	}
-	slices.SortFunc(found, func(a, b *identityv1.AddressRecord) int { return strings.Compare(a.GetPodName(), b.GetPodName()) })
+	slices.SortFunc(found, func(a, b *identityv1.AddressRecord) int {
+		return cmp.Or(strings.Compare(a.GetPodName(), b.GetPodName()), bytes.Compare(a.GetAddress(), b.GetAddress()))
+	})
 	var others []string
 	for _, r := range found {
 		if !slices.Equal(r.GetIdentity(), found[0].GetIdentity()) {
@@ -88,12 +112,13 @@ func byName(namespace string, records []*identityv1.AddressRecord, match func(po
 	return ofPod(found[0], records), true, nil
 }
 
+// ofPod has r's address first: it is the one that prefixes are looked up by.
 func ofPod(r *identityv1.AddressRecord, records []*identityv1.AddressRecord) party {
-	p := &policyv1.Party{Party: &policyv1.Party_Identity{Identity: r.GetIdentity()}}
+	p := &policyv1.Party{Party: &policyv1.Party_Identity{Identity: r.GetIdentity()}, Addresses: [][]byte{r.GetAddress()}}
 	for _, other := range records {
-		if other.GetPodUid() == r.GetPodUid() {
+		if other.GetPodUid() == r.GetPodUid() && !bytes.Equal(other.GetAddress(), r.GetAddress()) {
 			p.Addresses = append(p.Addresses, other.GetAddress())
 		}
 	}
-	return party{r.GetPodNamespace() + "/" + r.GetPodName(), p}
+	return party{name: r.GetPodNamespace() + "/" + r.GetPodName(), msg: p, node: r.GetNode()}
 }

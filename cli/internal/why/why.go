@@ -97,7 +97,7 @@ func (o options) run(ctx context.Context, demo string, args []string, out io.Wri
 	}
 	every := true
 	for _, t := range to {
-		req.From, req.To, req.Port = from.msg, t.msg, t.port
+		req.From, req.To, req.Port = from.seenFrom(t.party).msg, t.seenFrom(from).msg, t.port
 		answer, err := explain(ctx, d, req)
 		if err != nil {
 			return exit.With(exit.Unreachable, err)

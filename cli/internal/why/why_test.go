@@ -45,6 +45,35 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// What is asked about an address is answered for that address, not for another
+// of the pod's.
+func TestAddressAskedForStandsFirst(t *testing.T) {
+	for text, want := range map[string]string{"fd00:244:1::2": "fd00:244:1::2", "10.244.1.2": "10.244.1.2", "app1": "10.244.1.2"} {
+		p, err := find(text, "default", records)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, _ := netip.AddrFromSlice(p.msg.Addresses[0]); a.Unmap() != netip.MustParseAddr(want) {
+			t.Errorf("%s: judged by %s", text, a.Unmap())
+		}
+	}
+}
+
+// A node's address is no part of the world: it is the host to that node's pods.
+func TestNodeAddresses(t *testing.T) {
+	a := netip.MustParseAddr("10.200.0.1").As16()
+	all := append([]*identityv1.AddressRecord{{Address: a[:], Node: "n1", NodeAddress: true}}, records...)
+	for other, want := range map[string]policyv1.Entity{"n1": policyv1.Entity_ENTITY_HOST, "n2": policyv1.Entity_ENTITY_REMOTE_NODE} {
+		p, err := find("10.200.0.1", "default", all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.seenFrom(party{node: other}).msg; got.GetEntity() != want || len(got.Addresses) != 1 {
+			t.Errorf("from a pod on %s: %v, want %s", other, got, want)
+		}
+	}
+}
+
 func TestFindRefuses(t *testing.T) {
 	if _, err := find("web", "default", records); err == nil || !strings.Contains(err.Error(), "web-b") {
 		t.Errorf("pods of two identities: %v", err)
