@@ -228,6 +228,11 @@ func (c *cluster) input() controller.Input {
 			number, ok := c.free(n.Name)
 			c.lastIP[n.Name] = number
 			return n.Pod(number), ok
+		}, Numbered: func(number int) ([]netip.Addr, bool) {
+			if number < firstPod || number > lastPod || c.used(n.Name)[number] {
+				return nil, false
+			}
+			return n.Pod(number), true
 		}})
 	}
 	return in
@@ -236,12 +241,7 @@ func (c *cluster) input() controller.Input {
 // free is the next address number of the node, so that one that was just given
 // back is used last.
 func (c *cluster) free(node string) (int, bool) {
-	used := map[int]bool{}
-	for _, p := range c.pods {
-		if p.pod.Spec.NodeName == node {
-			used[p.number] = true
-		}
-	}
+	used := c.used(node)
 	number := max(c.lastIP[node], firstPod-1)
 	for range lastPod - firstPod + 1 {
 		if number++; number > lastPod {
@@ -252,6 +252,17 @@ func (c *cluster) free(node string) (int, bool) {
 		}
 	}
 	return number, false
+}
+
+// used are the numbers of the node's pods, also of those that end.
+func (c *cluster) used(node string) map[int]bool {
+	used := map[int]bool{}
+	for _, p := range c.pods {
+		if p.pod.Spec.NodeName == node {
+			used[p.number] = true
+		}
+	}
+	return used
 }
 
 // start runs the pod; its file is written by the same reconciliation, before

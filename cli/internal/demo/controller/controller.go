@@ -33,6 +33,8 @@ type Node struct {
 	Name string
 	// Free gives an unused pair of addresses; ok is false if there is none.
 	Free func() (addrs []netip.Addr, ok bool)
+	// Numbered gives the pair of that number; ok is false if it is used, or none.
+	Numbered func(number int) (addrs []netip.Addr, ok bool)
 }
 
 // Input is what a decision is made of.
@@ -196,6 +198,38 @@ func (d *decider) bare(o object.Object, pod *corev1.Pod) {
 // specHash is the annotation with the hash of what a bare pod was made from.
 const specHash = "demo.weir.dev/spec-hash"
 
+// Number is the annotation by which a pod asks for one of its node's pairs of
+// addresses.
+const Number = "demo.weir.dev/number"
+
+// addresses gives the pod a pair of its node's addresses, or says why not.
+func (d *decider) addresses(node Node, pod *corev1.Pod) (addrs []netip.Addr, reason string) {
+	if text := pod.Annotations[Number]; text != "" {
+		number, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, fmt.Sprintf("metadata.annotations[%s]: %q is no number", Number, text)
+		}
+		addrs, ok := node.Numbered(number)
+		if !ok || d.given(addrs) {
+			return nil, fmt.Sprintf("the pod addresses number %d of node %s are not free", number, node.Name)
+		}
+		return addrs, ""
+	}
+	addrs, ok := node.Free()
+	for ok && d.given(addrs) {
+		addrs, ok = node.Free()
+	}
+	if !ok {
+		return nil, fmt.Sprintf("node %s has no free pod address", node.Name)
+	}
+	return addrs, ""
+}
+
+// given reports whether a pod has been given these addresses.
+func (d *decider) given(addrs []netip.Addr) bool {
+	return slices.ContainsFunc(d.pods, func(p *corev1.Pod) bool { return p.Status.PodIP == addrs[0].String() })
+}
+
 // place puts the pod on a node with addresses and makes it part of the decision.
 func (d *decider) place(key string, pod *corev1.Pod) bool {
 	if reason := Runnable(pod); reason != "" {
@@ -207,9 +241,9 @@ func (d *decider) place(key string, pod *corev1.Pod) bool {
 		d.out.Refused[key] = "no node fits spec.nodeName and spec.nodeSelector"
 		return false
 	}
-	addrs, ok := node.Free()
-	if !ok {
-		d.out.Refused[key] = fmt.Sprintf("node %s has no free pod address", node.Name)
+	addrs, reason := d.addresses(node, pod)
+	if reason != "" {
+		d.out.Refused[key] = reason
 		return false
 	}
 	pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: object.KindPod}

@@ -25,6 +25,7 @@ func TestImports(t *testing.T) {
 type world struct {
 	t        *testing.T
 	made     int
+	given    int // pairs of addresses
 	pods     []*corev1.Pod
 	services []*corev1.Service
 	refused  map[string]string
@@ -45,7 +46,11 @@ func (w *world) decide(manifests string) Decision {
 	}
 	for _, n := range []string{"n1", "n2", "n3"} {
 		in.Nodes = append(in.Nodes, Node{Name: n, Free: func() ([]netip.Addr, bool) {
-			return []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.244.0.%d", w.made)), netip.MustParseAddr(fmt.Sprintf("fd00:244::%d", w.made))}, true
+			w.given++
+			return []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.244.0.%d", w.given)), netip.MustParseAddr(fmt.Sprintf("fd00:244::%d", w.given))}, true
+		}, Numbered: func(number int) ([]netip.Addr, bool) {
+			a, err := netip.ParseAddr(fmt.Sprintf("10.244.0.%d", number))
+			return []netip.Addr{a}, err == nil
 		}})
 	}
 	d := Decide(in)
@@ -148,6 +153,20 @@ func TestABarePodWithANewSpecIsMadeAnewAfterItsEnd(t *testing.T) {
 	w.decide(fmt.Sprintf(pod, "2"))
 	if len(w.pods) != 1 || w.pods[0].Labels["v"] != "2" {
 		t.Errorf("after its end: %v", w.placed())
+	}
+}
+
+func TestAPodGetsTheAddressesOfItsNumber(t *testing.T) {
+	pod := func(name, number string) string {
+		return fmt.Sprintf("---\n{apiVersion: v1, kind: Pod, metadata: {name: %s, annotations: {%s: '%s'}}, spec: {nodeName: n1, containers: [{name: app, image: weir-demo-client:v1}]}}\n", name, Number, number)
+	}
+	w := &world{t: t}
+	w.decide(pod("a", "77") + pod("b", "77") + pod("c", "1000") + pod("d", "x"))
+	if len(w.pods) != 1 || w.pods[0].Status.PodIP != "10.244.0.77" {
+		t.Errorf("pods %v, want one with the addresses of number 77", w.pods)
+	}
+	if len(w.refused) != 3 {
+		t.Errorf("refused: %v, want the three others", w.refused)
 	}
 }
 
