@@ -200,7 +200,7 @@ func writeOne(d parts.Demo, doc document, create bool) (done string, err error) 
 		return "", errors.New("nodes are the demo's own: it has n1, n2 and n3")
 	}
 	if reason := unrunnable(o); reason != "" {
-		return "", fmt.Errorf("%s refused: %s", k.full(o.Name), reason)
+		return "", fmt.Errorf("%s: %s refused: %s", o.Source, k.full(o.Name), reason)
 	}
 	written, err := read(d.Manifests())
 	if err != nil {
@@ -279,6 +279,7 @@ func deleteCommand() *cobra.Command {
 				return err
 			}
 			var wanted []object.Object
+			var bad error
 			switch {
 			case len(files) > 0 && len(args) == 0:
 				docs, err := documents(files, cmd.InOrStdin(), cmd.Flag("namespace").Value.String())
@@ -286,8 +287,10 @@ func deleteCommand() *cobra.Command {
 					return err
 				}
 				for _, doc := range docs {
-					if doc.refused != nil {
-						return doc.refused
+					if doc.refused != nil { // it was never written
+						bad = exit.Silent(exit.Failed)
+						fmt.Fprintf(cmd.ErrOrStderr(), "error: %v\n", doc.refused)
+						continue
 					}
 					wanted = append(wanted, doc.object)
 				}
@@ -309,7 +312,10 @@ func deleteCommand() *cobra.Command {
 			default:
 				return exit.With(exit.Usage, errors.New("name objects, or give -f, but not both"))
 			}
-			return deleteAll(cmd, d, wanted)
+			if err := deleteAll(cmd, d, wanted); err != nil {
+				return err
+			}
+			return bad
 		},
 	}
 	cmd.Flags().StringArrayP("filename", "f", nil, "file or folder with the objects, or - for stdin; may be repeated")

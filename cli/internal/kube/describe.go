@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -77,7 +78,7 @@ func refusals(d parts.Demo) (map[string]string, error) {
 }
 
 func describe(w io.Writer, e entry, refused string) error {
-	line := func(name, value string) { fmt.Fprintf(w, "%-14s%s\n", name+":", value) }
+	line := func(name, value string) { fmt.Fprintf(w, "%-16s%s\n", name+":", value) }
 	line("Name", e.Name)
 	if e.Namespace != "" {
 		line("Namespace", e.Namespace)
@@ -106,7 +107,7 @@ func describe(w io.Writer, e entry, refused string) error {
 			for _, p := range c.Ports {
 				ports = append(ports, fmt.Sprint(p.ContainerPort))
 			}
-			line("Container", fmt.Sprintf("%s  image %s  ports %s", c.Name, c.Image, strings.Join(ports, ",")))
+			line("Container", fmt.Sprintf("%s  image %s  ports %s", c.Name, c.Image, cmp.Or(strings.Join(ports, ","), "<none>")))
 		}
 	case *corev1.Service:
 		line("IPs", strings.Join(v.Spec.ClusterIPs, ","))

@@ -25,7 +25,7 @@ import (
 func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "get KIND [NAME...]", Short: "List objects", Args: cobra.MinimumNArgs(1),
-		Example: "  weir get pods,svc -o wide\n  weir get svc app1-service -o json",
+		Example: "  weir get all\n  weir get pods,svc -o wide\n  weir get svc app1-service -o json",
 		RunE:    get,
 	}
 	namespaceFlag(cmd)
@@ -40,7 +40,11 @@ func get(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	if words := strings.Split(args[0], ","); len(words) > 1 {
+	words := strings.Split(args[0], ",")
+	if args[0] == "all" {
+		words = []string{object.KindPod, object.KindService, object.KindDeployment}
+	}
+	if len(words) > 1 {
 		return getMany(cmd, words, args[1:])
 	}
 	k, names, err := target(args)
@@ -189,7 +193,7 @@ func table(k kind, cluster []entry, wide bool) (head []string, row func(entry) [
 	case object.KindNode:
 		return nodeTable(wide)
 	case object.KindNamespace:
-		return []string{"NAME", "STATUS"}, func(e entry) []string { return []string{e.Name, "Active"} }
+		return []string{"NAME", "STATUS", "AGE"}, func(e entry) []string { return []string{e.Name, "Active", age(e.modified)} }
 	}
 	return []string{"NAME", "API", "AGE"}, func(e entry) []string {
 		return []string{e.Name, e.APIVersion, age(e.modified)}
