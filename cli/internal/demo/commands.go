@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -98,13 +99,22 @@ func upCommand() *cobra.Command {
 			if err := detach(cmd.Context(), cfg, cmd.OutOrStdout()); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "demo %q is up; weir demo down takes it down\n", cfg.Name)
+			_, err = fmt.Fprint(cmd.OutOrStdout(), goodbye(cfg.Name, os.Getenv("WEIR_DEMO")))
 			return err
 		},
 	}
 	upFlags(cmd)
 	cmd.Flags().Bool("foreground", false, "stay, and take the demo down at Ctrl-C")
 	return cmd
+}
+
+// goodbye says how to talk to the demo that is up and how to end it, in a shell
+// whose WEIR_DEMO is env.
+func goodbye(name, env string) string {
+	if name == cmp.Or(env, "demo") {
+		return fmt.Sprintf("demo %q is up; weir demo down takes it down\n", name)
+	}
+	return fmt.Sprintf("demo %q is up; talk to it with: export WEIR_DEMO=%s\nweir demo down --name %s takes it down\n", name, name, name)
 }
 
 func downCommand() *cobra.Command {

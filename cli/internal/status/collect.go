@@ -140,7 +140,7 @@ func askIdentity(ctx context.Context, conn *grpc.ClientConn, p *Part, got *answe
 		return err
 	}
 	p.Version, p.Leader, p.Generation, p.Revision = s.GetVersion(), s.GetLeader(), s.GetGeneration(), s.GetRevision()
-	p.Detail = sprintf("%d identities, %d addresses", s.GetIdentities(), s.GetAddresses())
+	p.Detail = count(s.GetIdentities(), "identity", "identities") + ", " + count(s.GetAddresses(), "address", "addresses")
 	got.mu.Lock()
 	defer got.mu.Unlock()
 	got.refused = append(got.refused, s.GetRefused()...)
@@ -154,7 +154,7 @@ func askPolicy(ctx context.Context, conn *grpc.ClientConn, p *Part, got *answers
 		return err
 	}
 	p.Version, p.Leader, p.Generation, p.Revision = s.GetVersion(), s.GetLeader(), s.GetGeneration(), s.GetRevision()
-	p.Detail = sprintf("%d policies, %d nodes watch", s.GetPolicies(), s.GetStreams())
+	p.Detail = count(s.GetPolicies(), "policy", "policies") + ", " + count(s.GetStreams(), "node watches", "nodes watch")
 	list, err := c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{})
 	if err != nil {
 		return err
@@ -174,7 +174,8 @@ func askEnforcer(ctx context.Context, conn *grpc.ClientConn, p *Part, _ *answers
 		return err
 	}
 	p.Version, p.Generation, p.Revision, p.Drops = s.GetVersion(), s.GetGeneration(), s.GetRevision(), s.GetDrops()
-	p.Detail = sprintf("%d endpoints, %d cells, word %d, policy from %s", s.GetEndpoints(), s.GetCells(), s.GetWord(), orNone(s.GetPolicyReplica()))
+	p.Detail = sprintf("%s, %s, word %d, policy from %s", count(s.GetEndpoints(), "endpoint", "endpoints"),
+		count(s.GetCells(), "cell", "cells"), s.GetWord(), orNone(s.GetPolicyReplica()))
 	if !s.GetProxyConnected() {
 		p.Detail += ", no proxy"
 	}
@@ -190,6 +191,7 @@ func askProxy(ctx context.Context, conn *grpc.ClientConn, p *Part, _ *answers) e
 		return err
 	}
 	p.Version = s.GetVersion()
-	p.Detail = sprintf("%d rule sets, %d connections, %d requests, %d denied", s.GetRuleSets(), s.GetConnections(), s.GetRequests(), s.GetDenied())
+	p.Detail = sprintf("%s, %s, %s, %d denied", count(s.GetRuleSets(), "rule set", "rule sets"),
+		count(s.GetConnections(), "connection", "connections"), count(s.GetRequests(), "request", "requests"), s.GetDenied())
 	return nil
 }

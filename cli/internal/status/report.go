@@ -7,10 +7,19 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"weir.dev/weir/cli/internal/parts"
 	identityv1 "weir.dev/weir/proto/weir/identity/v1"
 )
 
 func sprintf(format string, args ...any) string { return fmt.Sprintf(format, args...) }
+
+// count is n things: 1 policy, 2 policies.
+func count[N int | uint32 | uint64](n N, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
 
 func orNone(s string) string {
 	if s == "" {
@@ -38,7 +47,8 @@ func (r *Report) fill(got *answers) {
 	r.refusals(got.refused)
 	for _, p := range r.Parts {
 		if !p.Up {
-			r.Problems = append(r.Problems, fmt.Sprintf("%s cannot be reached: %s", p.Name, p.Error))
+			r.Problems = append(r.Problems, fmt.Sprintf("%s cannot be reached: %s: see weir demo ps and %s; weir demo start %s starts it",
+				p.Name, p.Error, parts.At(r.Demo).Log(p.Name), p.Name))
 		}
 	}
 	if got.policies == nil {

@@ -25,7 +25,7 @@ func TestReportNamesWhatIsWrong(t *testing.T) {
 	if r.Healthy || len(r.Refused) != 1 {
 		t.Errorf("healthy %v, refused %v; want neither healthy nor one refusal twice", r.Healthy, r.Refused)
 	}
-	for _, want := range []string{"policy-1 cannot be reached: connection refused", "default/rule1 is in force on 2 of 3 nodes", "bad.yaml:7 is refused: spec.ingress[0].icmps"} {
+	for _, want := range []string{"policy-1 cannot be reached: connection refused", "weir demo start policy-1", "default/rule1 is in force on 2 of 3 nodes", "bad.yaml:7 is refused: spec.ingress[0].icmps"} {
 		if !strings.Contains(strings.Join(r.Problems, "\n"), want) {
 			t.Errorf("problems %q lack %q", r.Problems, want)
 		}
@@ -53,5 +53,11 @@ func TestHealthyNeedsAPolicyReplica(t *testing.T) {
 	r.fill(got)
 	if !r.Healthy {
 		t.Errorf("problems: %q", r.Problems)
+	}
+}
+
+func TestOneIsNotMany(t *testing.T) {
+	if one, many := count(1, "policy", "policies"), count(2, "policy", "policies"); one != "1 policy" || many != "2 policies" {
+		t.Errorf("%q, %q", one, many)
 	}
 }
