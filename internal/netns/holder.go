@@ -26,10 +26,12 @@ type Setup struct {
 	// machine's own.
 	Hostname string
 	// Mount gives the space a mount namespace, a copy of the machine's from
-	// which nothing propagates back. BPFFS and Binds need it.
+	// which nothing propagates back. BPFFS, Sysfs and Binds need it.
 	Mount bool
 	// BPFFS mounts a bpf file system of its own at that path, 0700.
 	BPFFS string
+	// Sysfs mounts a /sys of its own, read-only: that of the space's network.
+	Sysfs bool
 	// Binds puts files of its own over paths: path → file.
 	Binds map[string]string
 	// Sysctls are written by name below /proc/sys, in no order.
@@ -80,6 +82,11 @@ func (s Setup) apply() error {
 		path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 		if err := os.WriteFile(path, []byte(value), 0); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if s.Sysfs {
+		if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mount a /sys: %w", err)
 		}
 	}
 	if s.BPFFS != "" {

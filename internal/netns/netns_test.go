@@ -45,14 +45,14 @@ func TestSpaceHasItsOwnNetworkMountsAndName(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := space(t, t.Name(), Setup{
-		Hostname: "pod-1", Mount: true, BPFFS: "/sys/fs/bpf",
+		Hostname: "pod-1", Mount: true, Sysfs: true, BPFFS: "/sys/fs/bpf",
 		Binds:   map[string]string{"/etc/hosts": hosts},
 		Sysctls: map[string]string{"net.ipv4.ip_forward": "1"},
 	})
 	var out bytes.Buffer
 	cmd := &exec.Cmd{
 		Path: "/bin/sh", Stdout: &out, Stderr: &out,
-		Args: []string{"sh", "-c", "cat /proc/sys/kernel/hostname /etc/hosts /proc/sys/net/ipv4/ip_forward; grep -c ' /sys/fs/bpf bpf ' /proc/mounts; tail -n +3 /proc/net/dev | wc -l"},
+		Args: []string{"sh", "-c", "cat /proc/sys/kernel/hostname /etc/hosts /proc/sys/net/ipv4/ip_forward; grep -c ' /sys/fs/bpf bpf ' /proc/mounts; tail -n +3 /proc/net/dev | wc -l; ls /sys/class/net"},
 	}
 	if err := s.StartCommand(cmd); err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestSpaceHasItsOwnNetworkMountsAndName(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
 	}
-	if got, want := strings.Fields(out.String()), "pod-1 10.9.9.9 somebody 1 1 1"; strings.Join(got, " ") != want {
+	if got, want := strings.Fields(out.String()), "pod-1 10.9.9.9 somebody 1 1 1 lo"; strings.Join(got, " ") != want {
 		t.Errorf("in the space: %q, want %q", got, want)
 	}
 	for _, path := range []string{"/etc/hosts", "/proc/mounts"} {

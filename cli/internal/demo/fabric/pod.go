@@ -36,7 +36,7 @@ func (f *Fabric) NewPod(ctx context.Context, spec PodSpec) (*Pod, error) {
 		return nil, fmt.Errorf("node %q is not one of the demo's", spec.Node.Name)
 	}
 	space, err := netns.Start(ctx, f.exe, f.env, netns.Setup{
-		Hostname: spec.Hostname, Mount: true, Sysctls: quiet(),
+		Hostname: spec.Hostname, Mount: true, Sysfs: true, Sysctls: quiet(),
 		Binds: map[string]string{"/etc/hosts": spec.Hosts, "/etc/resolv.conf": spec.Resolv},
 	})
 	if err != nil {
