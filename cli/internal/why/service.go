@@ -36,7 +36,7 @@ func targets(text, namespace string, port, protocol uint32, records []*identityv
 	var there []string
 	for _, p := range s.GetPorts() {
 		if p.GetPort() == port && p.GetProtocol() == protocol {
-			return backends(s, p, records)
+			return backends(s, p, records, family(text, s))
 		}
 		there = append(there, fmt.Sprintf("%d/%s", p.GetPort(), observe.Protocol(p.GetProtocol())))
 	}
@@ -71,12 +71,23 @@ func serviceOf(text, namespace string, services []*identityv1.Service) (*identit
 	return nil, fmt.Errorf("no service %q in namespace %q; weir get svc -A lists them", name, namespace)
 }
 
-// backends are those of a Service's port, each pod once.
-func backends(s *identityv1.Service, p *identityv1.ServicePort, records []*identityv1.AddressRecord) ([]target, error) {
+// family is the length of the addresses that are asked about: of the one that was
+// written, or of the Service's first.
+func family(text string, s *identityv1.Service) int {
+	a, err := netip.ParseAddr(text)
+	if err != nil && len(s.GetAddresses()) > 0 {
+		a, _ = netip.AddrFromSlice(s.GetAddresses()[0])
+	}
+	return a.Unmap().BitLen()
+}
+
+// backends are those of a Service's port, each pod once. An address leads to
+// backends of its own family.
+func backends(s *identityv1.Service, p *identityv1.ServicePort, records []*identityv1.AddressRecord, family int) ([]target, error) {
 	var out []target
 	for _, b := range p.GetBackends() {
 		a, ok := netip.AddrFromSlice(b.GetAddress())
-		if !ok {
+		if a = a.Unmap(); !ok || a.BitLen() != family {
 			continue
 		}
 		to := byAddress(a, records)

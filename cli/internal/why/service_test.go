@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +18,12 @@ var services = []*identityv1.Service{
 		Namespace: "default", Name: "app1-service", Addresses: [][]byte{{10, 96, 0, 2}},
 		Ports: []*identityv1.ServicePort{{Protocol: 6, Port: 80, Backends: []*identityv1.Backend{
 			{Address: []byte{10, 244, 1, 2}, Port: 8080}, {Address: []byte{10, 244, 2, 2}, Port: 8080}, {Address: []byte{203, 0, 113, 7}, Port: 81},
+		}}},
+	},
+	{
+		Namespace: "default", Name: "both", Addresses: [][]byte{{10, 96, 0, 4}, netip.MustParseAddr("fd00:96::4").AsSlice()},
+		Ports: []*identityv1.ServicePort{{Protocol: 6, Port: 80, Backends: []*identityv1.Backend{
+			{Address: []byte{10, 244, 1, 2}, Port: 80}, {Address: netip.MustParseAddr("fd00:244:1::2").AsSlice(), Port: 80},
 		}}},
 	},
 	{Namespace: "shop", Name: "empty", Addresses: [][]byte{{10, 96, 0, 3}}, Ports: []*identityv1.ServicePort{{Protocol: 6, Port: 80}}},
@@ -43,6 +50,19 @@ func TestServiceIsItsBackends(t *testing.T) {
 		}
 		if err != nil || !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %v, %v; want %v", tc.text, got, err, tc.want)
+		}
+	}
+}
+
+// An address leads to backends of its own family, and is judged by theirs.
+func TestServiceOfBothFamilies(t *testing.T) {
+	for text, want := range map[string]string{"10.96.0.4": "10.244.1.2", "fd00:96::4": "fd00:244:1::2", "svc/both": "10.244.1.2"} {
+		to, err := targets(text, "default", 80, 6, records, services)
+		if err != nil || len(to) != 1 {
+			t.Fatalf("%s: %v, %v", text, to, err)
+		}
+		if a, _ := netip.AddrFromSlice(to[0].msg.Addresses[0]); a.Unmap().String() != want {
+			t.Errorf("%s: judged by %s, want %s", text, a.Unmap(), want)
 		}
 	}
 }
