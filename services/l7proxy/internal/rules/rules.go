@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"weir.dev/weir/engine/httprule"
 	"weir.dev/weir/engine/rule"
@@ -68,16 +69,41 @@ func (s *Set) Judge(r httprule.Request) Decision {
 	return d
 }
 
-// A Table holds Sets by their numbers. The zero Table holds none.
+// linger is how long a forgotten Set still judges: a request that came just
+// before the policy changed is read after it, and its slot names the Set of its
+// time.
+const linger = 10 * time.Second
+
+// A Table holds Sets by their numbers, which mean the same for ever. The zero
+// Table holds none.
 type Table struct {
-	mu   sync.Mutex // of writers
-	sets atomic.Pointer[map[uint32]*Set]
+	mu    sync.Mutex // of writers
+	known atomic.Pointer[known]
+}
+
+// known is what a Table holds. It is not changed.
+type known struct {
+	sets   map[uint32]*Set
+	former map[uint32]former
+}
+
+// former is a Set that was forgotten.
+type former struct {
+	*Set
+	until time.Time
 }
 
 // Get returns the Set with that number, or nil.
 func (t *Table) Get(number uint32) *Set {
-	if sets := t.sets.Load(); sets != nil {
-		return (*sets)[number]
+	k := t.known.Load()
+	if k == nil {
+		return nil
+	}
+	if set := k.sets[number]; set != nil {
+		return set
+	}
+	if f := k.former[number]; time.Now().Before(f.until) {
+		return f.Set
 	}
 	return nil
 }
@@ -86,19 +112,30 @@ func (t *Table) Get(number uint32) *Set {
 func (t *Table) Apply(sets map[uint32]*Set, complete bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := map[uint32]*Set{}
-	if old := t.sets.Load(); old != nil && !complete {
-		next = maps.Clone(*old)
+	now, next := time.Now(), &known{sets: map[uint32]*Set{}, former: map[uint32]former{}}
+	if old := t.known.Load(); old != nil {
+		for number, f := range old.former {
+			if now.Before(f.until) {
+				next.former[number] = f
+			}
+		}
+		for number, set := range old.sets {
+			if complete {
+				next.former[number] = former{set, now.Add(linger)}
+			} else {
+				next.sets[number] = set
+			}
+		}
 	}
-	maps.Copy(next, sets)
-	t.sets.Store(&next)
+	maps.Copy(next.sets, sets)
+	t.known.Store(next)
 }
 
 // Numbers returns the known numbers, ascending.
 func (t *Table) Numbers() []uint32 {
-	sets := t.sets.Load()
-	if sets == nil {
+	k := t.known.Load()
+	if k == nil {
 		return nil
 	}
-	return slices.Sorted(maps.Keys(*sets))
+	return slices.Sorted(maps.Keys(k.sets))
 }

@@ -2,6 +2,8 @@ package rules
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"weir.dev/weir/engine/httprule"
@@ -10,7 +12,7 @@ import (
 )
 
 func TestImports(t *testing.T) {
-	deptest.OnlyImports(t, "fmt", "maps", "slices", "sync", "sync/atomic",
+	deptest.OnlyImports(t, "fmt", "maps", "slices", "sync", "sync/atomic", "time",
 		"weir.dev/weir/engine/httprule", "weir.dev/weir/engine/rule")
 }
 
@@ -79,7 +81,26 @@ func TestTable(t *testing.T) {
 		t.Errorf("both are known (-want +got):\n%s", d)
 	}
 	table.Apply(map[uint32]*Set{7: b}, true)
-	if d := cmp.Diff([]uint32{7}, table.Numbers()); d != "" || table.Get(2) != nil {
+	if d := cmp.Diff([]uint32{7}, table.Numbers()); d != "" {
 		t.Errorf("only the complete list is known (-want +got):\n%s", d)
 	}
+}
+
+// A request that came before the policy changed is judged by the rule set of its
+// time, but not for ever.
+func TestAForgottenSetLingers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var table Table
+		a := &Set{}
+		table.Apply(map[uint32]*Set{2: a}, false)
+		table.Apply(map[uint32]*Set{3: {}}, true)
+		table.Apply(map[uint32]*Set{4: {}}, true)
+		if table.Get(2) != a || table.Get(3) == nil {
+			t.Error("forgotten sets do not judge what came before")
+		}
+		time.Sleep(linger) // the clock is the test's own
+		if table.Get(2) != nil || table.Get(3) != nil || table.Get(4) == nil {
+			t.Error("forgotten sets judge for ever, or known ones do not")
+		}
+	})
 }
