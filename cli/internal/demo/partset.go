@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -99,7 +100,7 @@ func (s *partSet) act(ctx context.Context, part, action string) error {
 		for _, p := range s.order {
 			names = append(names, p.Name)
 		}
-		return fmt.Errorf("%w part %q: there are %s", control.ErrUnknown, part, names)
+		return fmt.Errorf("%w part %q: there are %s", control.ErrUnknown, part, strings.Join(names, ", "))
 	}
 	if !slices.Contains([]string{control.Start, control.Stop, control.Kill, control.Restart}, action) {
 		return fmt.Errorf("%w action %q", control.ErrUnknown, action)

@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"weir.dev/weir/cli/internal/demo/proc"
 	"weir.dev/weir/cli/internal/parts"
 )
@@ -77,11 +79,14 @@ func answer(w http.ResponseWriter, v any) {
 }
 
 // Client calls a running demo.
-type Client struct{ http *http.Client }
+type Client struct {
+	demo string
+	http *http.Client
+}
 
 // NewClient is a client of the demo; nothing is connected yet.
 func NewClient(d parts.Demo) *Client {
-	return &Client{http: &http.Client{Transport: &http.Transport{
+	return &Client{demo: d.Name, http: &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var dialer net.Dialer
@@ -117,6 +122,9 @@ func (c *Client) call(ctx context.Context, method, path string, out any) error {
 		return fmt.Errorf("call the demo: %w", err)
 	}
 	resp, err := c.http.Do(req)
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("demo %q: its own process is gone (%w); clear what it left with: weir demo down --name %s", c.demo, err, c.demo)
+	}
 	if err != nil {
 		return fmt.Errorf("call the demo: %w", err)
 	}
