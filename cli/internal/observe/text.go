@@ -35,6 +35,9 @@ func Line(f *flowv1.Flow) string {
 	if f.GetReason() != "" {
 		fmt.Fprintf(&b, " %s", f.GetReason())
 	}
+	if e := f.GetEndpoint(); e.GetPod() != "" {
+		fmt.Fprintf(&b, " at %s/%s", e.GetNamespace(), e.GetPod())
+	}
 	if why := cause(f); why != "" {
 		fmt.Fprintf(&b, ": %s", why)
 	}

@@ -34,10 +34,14 @@ func TestLineTellsWhy(t *testing.T) {
 	preface.Reason, preface.Http = "http-version", &flowv1.HTTPFlow{Status: 505, Requests: 1}
 	service := flow()
 	service.Destination = &flowv1.Peer{Address: []byte{10, 96, 0, 2}, Namespace: "default", Entity: "service app1-service"}
+	forged := flow()
+	forged.Reason, forged.SelectedBy, forged.DecidedBy = "spoofed-source", nil, nil
+	forged.Endpoint = &flowv1.Peer{Namespace: "default", Pod: "evil"}
 	for _, tc := range []struct {
 		flow *flowv1.Flow
 		want string
 	}{
+		{forged, "TCP spoofed-source at default/evil"},
 		{preface, "TCP 505 http-version: selected by CiliumNetworkPolicy default/rule1 (policy-v1.yaml:1); refused whatever the rules say"},
 		{service, "default/app3-x:43211 → service default/app1-service:80 TCP"},
 		{flow(), "n1 ingress DENY default/app3-x:43211 → default/app1-y:80 TCP no-rule: selected by CiliumNetworkPolicy default/rule1 (policy-v1.yaml:1), and no rule allows it"},

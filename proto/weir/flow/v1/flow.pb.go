@@ -227,11 +227,14 @@ type Flow struct {
 	SourcePort      uint32 `protobuf:"varint,9,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`
 	DestinationPort uint32 `protobuf:"varint,10,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"`
 	// The rule that decided, or the policies that select the endpoint.
-	DecidedBy     *v1.Origin   `protobuf:"bytes,11,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
-	SelectedBy    []*v1.Origin `protobuf:"bytes,12,rep,name=selected_by,json=selectedBy,proto3" json:"selected_by,omitempty"`
-	Http          *HTTPFlow    `protobuf:"bytes,13,opt,name=http,proto3" json:"http,omitempty"`
-	Word          uint64       `protobuf:"varint,14,opt,name=word,proto3" json:"word,omitempty"`         // the node's live word of this judgement
-	Revision      uint64       `protobuf:"varint,15,opt,name=revision,proto3" json:"revision,omitempty"` // in force when it was told
+	DecidedBy  *v1.Origin   `protobuf:"bytes,11,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
+	SelectedBy []*v1.Origin `protobuf:"bytes,12,rep,name=selected_by,json=selectedBy,proto3" json:"selected_by,omitempty"`
+	Http       *HTTPFlow    `protobuf:"bytes,13,opt,name=http,proto3" json:"http,omitempty"`
+	Word       uint64       `protobuf:"varint,14,opt,name=word,proto3" json:"word,omitempty"`         // the node's live word of this judgement
+	Revision   uint64       `protobuf:"varint,15,opt,name=revision,proto3" json:"revision,omitempty"` // in force when it was told
+	// The pod at whose interface it was judged, if no end has that pod's address:
+	// who has sent with another's, say.
+	Endpoint      *Peer `protobuf:"bytes,16,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +372,13 @@ func (x *Flow) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Flow) GetEndpoint() *Peer {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
 }
 
 type Peer struct {
@@ -553,7 +563,7 @@ const file_weir_flow_v1_flow_proto_rawDesc = "" +
 	"\x04flow\x18\x01 \x01(\v2\x12.weir.flow.v1.FlowH\x00R\x04flow\x12\x14\n" +
 	"\x04lost\x18\x02 \x01(\x04H\x00R\x04lostB\n" +
 	"\n" +
-	"\bresponse\"\xe4\x04\n" +
+	"\bresponse\"\x94\x05\n" +
 	"\x04Flow\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x127\n" +
@@ -573,7 +583,8 @@ const file_weir_flow_v1_flow_proto_rawDesc = "" +
 	"selectedBy\x12*\n" +
 	"\x04http\x18\r \x01(\v2\x16.weir.flow.v1.HTTPFlowR\x04http\x12\x12\n" +
 	"\x04word\x18\x0e \x01(\x04R\x04word\x12\x1a\n" +
-	"\brevision\x18\x0f \x01(\x04R\brevision\"\x9c\x01\n" +
+	"\brevision\x18\x0f \x01(\x04R\brevision\x12.\n" +
+	"\bendpoint\x18\x10 \x01(\v2\x12.weir.flow.v1.PeerR\bendpoint\"\x9c\x01\n" +
 	"\x04Peer\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -625,13 +636,14 @@ var file_weir_flow_v1_flow_proto_depIdxs = []int32{
 	8,  // 7: weir.flow.v1.Flow.decided_by:type_name -> weir.policy.v1.Origin
 	8,  // 8: weir.flow.v1.Flow.selected_by:type_name -> weir.policy.v1.Origin
 	4,  // 9: weir.flow.v1.Flow.http:type_name -> weir.flow.v1.HTTPFlow
-	0,  // 10: weir.flow.v1.FlowService.Observe:input_type -> weir.flow.v1.ObserveRequest
-	1,  // 11: weir.flow.v1.FlowService.Observe:output_type -> weir.flow.v1.ObserveResponse
-	11, // [11:12] is the sub-list for method output_type
-	10, // [10:11] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 10: weir.flow.v1.Flow.endpoint:type_name -> weir.flow.v1.Peer
+	0,  // 11: weir.flow.v1.FlowService.Observe:input_type -> weir.flow.v1.ObserveRequest
+	1,  // 12: weir.flow.v1.FlowService.Observe:output_type -> weir.flow.v1.ObserveResponse
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_weir_flow_v1_flow_proto_init() }

@@ -11,7 +11,7 @@ import (
 
 // Matches says whether a flow passes every filter that the request names.
 func Matches(q *flowv1.ObserveRequest, f *flowv1.Flow) bool {
-	ends := []*flowv1.Peer{f.GetSource(), f.GetDestination()}
+	ends := []*flowv1.Peer{f.GetSource(), f.GetDestination(), f.GetEndpoint()}
 	switch {
 	case len(q.GetPods()) > 0 && !slices.ContainsFunc(ends, func(p *flowv1.Peer) bool { return podIn(q.GetPods(), p) }):
 		return false

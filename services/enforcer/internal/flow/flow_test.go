@@ -160,6 +160,26 @@ func TestEventsOfPeersThatAreNoPods(t *testing.T) {
 	}
 }
 
+// A pod that sends with another's address is told of as who has sent it.
+func TestForgersAreNamed(t *testing.T) {
+	tr, _ := tutorial(t)
+	forged := datapath.Event{
+		Drop: true, Reason: bpf.ReasonSpoofedSource, Endpoint: 1,
+		Src: port("10.2.0.2:1000"), Dst: port("10.2.0.3:80"), Protocol: rule.TCP,
+	}
+	f := tr.Event(forged)
+	if f.GetEndpoint().GetPod() != "app1" {
+		t.Errorf("forged by app1, told as %v", f)
+	}
+	if !flow.Matches(&flowv1.ObserveRequest{Pods: []string{"default/app1"}}, f) {
+		t.Error("not among the forger's flows")
+	}
+	forged.Src = port("10.1.0.1:1000")
+	if f := tr.Event(forged); f.GetEndpoint() != nil {
+		t.Errorf("with its own address: %v", f.GetEndpoint())
+	}
+}
+
 func TestRequestsNameTheirRule(t *testing.T) {
 	tr, out := tutorial(t)
 	v := &l7proxyv1.RequestVerdict{

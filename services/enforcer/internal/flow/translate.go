@@ -41,6 +41,7 @@ type Translator struct {
 	mu      sync.RWMutex
 	history []state // by word, the newest last
 	local   map[netip.Addr]endpoint.Endpoint
+	byID    map[uint32]endpoint.Endpoint
 }
 
 // state is what explains the events of one word.
@@ -61,15 +62,16 @@ func NewTranslator(node string, r Records, e Endpoints) *Translator {
 
 // InForce takes note of what explains the events from now on.
 func (t *Translator) InForce(word uint64, s plan.State, e *desired.Explanation) {
-	local := map[netip.Addr]endpoint.Endpoint{}
+	local, byID := map[netip.Addr]endpoint.Endpoint{}, map[uint32]endpoint.Endpoint{}
 	for _, x := range t.endpoints.List() {
+		byID[x.ID] = x
 		for _, a := range x.Addrs {
 			local[a] = x
 		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.local = local
+	t.local, t.byID = local, byID
 	now := state{word, s, e}
 	if n := len(t.history); n > 0 && t.history[n-1].word == word {
 		t.history[n-1] = now
@@ -105,10 +107,11 @@ func (t *Translator) Event(e datapath.Event) *flowv1.Flow {
 		Source: t.peer(e.Src.Addr()), Destination: t.peer(e.Dst.Addr()), Protocol: uint32(e.Protocol),
 		SourcePort: uint32(e.Src.Port()), DestinationPort: uint32(e.Dst.Port()), Word: e.Word,
 	}
-	other := f.Destination
+	own, other := f.Source, f.Destination
 	if e.Ingress {
-		f.Direction, other = policyv1.Direction_DIRECTION_INGRESS, f.Source
+		f.Direction, own, other = policyv1.Direction_DIRECTION_INGRESS, f.Destination, f.Source
 	}
+	f.Endpoint = t.judgedAt(e.Endpoint, own)
 	switch {
 	case e.Drop:
 		f.Verdict, f.Reason = policyv1.Verdict_VERDICT_DENY, e.Reason.String()
@@ -180,7 +183,7 @@ func (t *Translator) peer(a netip.Addr) *flowv1.Peer {
 	e, ok := t.local[a]
 	t.mu.RUnlock()
 	if ok {
-		p.Namespace, p.Pod, p.Identity, p.Labels = e.Namespace, e.Pod, e.Identity[:], e.Labels
+		namePod(p, e)
 		return p
 	}
 	r, ok := t.records.Find(a)
@@ -193,6 +196,26 @@ func (t *Translator) peer(a netip.Addr) *flowv1.Peer {
 	default:
 		p.Namespace, p.Pod, p.Identity = r.Namespace, r.Pod, r.Identity[:]
 	}
+	return p
+}
+
+func namePod(p *flowv1.Peer, e endpoint.Endpoint) {
+	p.Namespace, p.Pod, p.Identity, p.Labels = e.Namespace, e.Pod, e.Identity[:], e.Labels
+}
+
+// judgedAt is the pod of an endpoint if its end of the flow has not its address.
+func (t *Translator) judgedAt(id uint32, own *flowv1.Peer) *flowv1.Peer {
+	t.mu.RLock()
+	e, ok := t.byID[id]
+	t.mu.RUnlock()
+	if !ok || own.Namespace == e.Namespace && own.Pod == e.Pod {
+		return nil
+	}
+	p := &flowv1.Peer{}
+	if len(e.Addrs) > 0 {
+		p.Address = e.Addrs[0].AsSlice()
+	}
+	namePod(p, e)
 	return p
 }
 
