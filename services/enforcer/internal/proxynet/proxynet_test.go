@@ -38,7 +38,12 @@ func openDatapath(t *testing.T, n *nodetest.Node) *datapath.Datapath {
 // open opens a ProxyNet that runs until the returned function has been called.
 func open(t *testing.T, d *datapath.Datapath, runDir string) (*ProxyNet, func()) {
 	t.Helper()
-	p, err := Open(t.Context(), Config{RunDir: runDir, Datapath: d, MTU: 1400, Successor: 100 * time.Millisecond}, slog.New(slog.DiscardHandler))
+	return openWith(t, d, runDir, 100*time.Millisecond)
+}
+
+func openWith(t *testing.T, d *datapath.Datapath, runDir string, successor time.Duration) (*ProxyNet, func()) {
+	t.Helper()
+	p, err := Open(t.Context(), Config{RunDir: runDir, Datapath: d, MTU: 1400, Successor: successor}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
