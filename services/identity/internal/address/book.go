@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -60,6 +61,7 @@ type Book struct {
 	// removed is when this replica saw the removal of an address that has no
 	// record: it was public by then. What it meant is not kept: the stream holds
 	// only the last write of a key, so the record before may not have been seen.
+	// What is older than Quarantine is forgotten.
 	removed  map[netip.Addr]time.Time
 	head     bus.Head
 	complete bool
@@ -95,6 +97,7 @@ func (b *Book) apply(batch bus.Batch) (bad []error) {
 	if batch.Reset {
 		b.reset()
 	}
+	maps.DeleteFunc(b.removed, func(_ netip.Addr, seen time.Time) bool { return now.Sub(seen) >= Quarantine })
 	for _, e := range batch.Entries {
 		a, err := addrOf(e.Key)
 		if err != nil {
@@ -220,15 +223,11 @@ func (b *Book) WaitFor(ctx context.Context, sequence uint64) error {
 // quiet tells how long an address without a record has to stay so: the end of
 // what it meant must have been public for a while before it means anything.
 func (b *Book) quiet(a netip.Addr, now time.Time) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.mu.RLock()
+	defer b.mu.RUnlock()
 	seen, ok := b.removed[a]
 	if !ok {
 		return 0
 	}
-	left := seen.Add(Quarantine).Sub(now)
-	if left <= 0 {
-		delete(b.removed, a)
-	}
-	return max(left, 0)
+	return max(seen.Add(Quarantine).Sub(now), 0)
 }

@@ -54,6 +54,11 @@ func (s since) passed(key string, so bool, now time.Time, grace time.Duration) b
 	return now.Sub(first) >= grace
 }
 
+// keep forgets what is not among the seen.
+func (s since) keep(seen map[string]bool) {
+	maps.DeleteFunc(s, func(key string, _ time.Time) bool { return !seen[key] })
+}
+
 // Lead does what only the lease holder does, until ctx ends.
 func (r *Registry) Lead(ctx context.Context) error {
 	if err := r.log.EnsureGeneration(ctx, time.Now()); err != nil {
@@ -208,13 +213,16 @@ func (r *Registry) reviewRecords(ctx context.Context, gone since) error {
 	var errs []error
 	now := time.Now()
 	records, _ := r.book.All()
+	seen := make(map[string]bool, len(records))
 	for _, rec := range records {
 		a, ok := netip.AddrFromSlice(rec.GetAddress())
 		if !ok {
 			continue
 		}
 		a = a.Unmap()
-		if gone.passed(a.String()+rec.GetPodUid(), !Alive(r.source, rec.AddressRecord), now, ownerGrace) {
+		key := a.String() + rec.GetPodUid()
+		seen[key] = true
+		if gone.passed(key, !Alive(r.source, rec.AddressRecord), now, ownerGrace) {
 			removed, err := r.writer.Release(ctx, a, rec.AddressRecord)
 			if removed {
 				r.logger.Info("address of an owner that is no more removed",
@@ -227,6 +235,7 @@ func (r *Registry) reviewRecords(ctx context.Context, gone since) error {
 			errs = append(errs, r.rewrite(ctx, a, rec.AddressRecord))
 		}
 	}
+	gone.keep(seen)
 	return errors.Join(errs...)
 }
 
@@ -276,11 +285,7 @@ func (r *Registry) forgetIdentities(ctx context.Context, unused since) error {
 		}
 		return true
 	})
-	for k := range unused {
-		if !seen[k] {
-			delete(unused, k)
-		}
-	}
+	unused.keep(seen)
 	if len(old) == 0 {
 		return nil
 	}

@@ -156,9 +156,13 @@ func TestAddressesOfWhatIsNoMoreGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.withoutPod("a")
-	gone := since{"10.244.1.2u-a": time.Now().Add(-2 * ownerGrace)}
+	// Another's address was released in the usual way, and is not remembered.
+	gone := since{"10.244.1.2u-a": time.Now().Add(-2 * ownerGrace), "10.244.1.9u-z": time.Now()}
 	if err := r.reviewRecords(t.Context(), gone); err != nil {
 		t.Fatal(err)
+	}
+	if _, ok := gone["10.244.1.9u-z"]; ok {
+		t.Error("what has no record any more is remembered for ever")
 	}
 	if err := r.writer.CatchUp(t.Context()); err != nil {
 		t.Fatal(err)
