@@ -34,13 +34,13 @@ func recall(path string) (*memory, error) {
 	return m, nil
 }
 
-// remember replaces the file if anything is new.
+// remember replaces the file if anything is new. What could not be written is
+// not remembered here either: the next call writes it.
 func (m *memory) remember(at desired.Position, next rule.Verdict) error {
 	if m.InForce == at && m.NextRuleSet == next {
 		return nil
 	}
-	m.InForce, m.NextRuleSet = at, next
-	b, err := json.Marshal(m)
+	b, err := json.Marshal(memory{InForce: at, NextRuleSet: next})
 	if err != nil {
 		return fmt.Errorf("remember revision %d: %w", at.Revision, err)
 	}
@@ -50,5 +50,6 @@ func (m *memory) remember(at desired.Position, next rule.Verdict) error {
 	if err := os.Rename(m.path+".next", m.path); err != nil {
 		return fmt.Errorf("remember revision %d: %w", at.Revision, err)
 	}
+	m.InForce, m.NextRuleSet = at, next
 	return nil
 }

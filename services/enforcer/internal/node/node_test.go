@@ -31,6 +31,14 @@ func TestMemoryOutlivesTheProcess(t *testing.T) {
 	if m, err = recall(path); err != nil || m.InForce != at || m.NextRuleSet != 12 {
 		t.Errorf("recalled %+v, %v", m, err)
 	}
+	// What was not written is not taken for written the next time.
+	next := desired.Position{Generation: 3, Revision: 71}
+	m.path = filepath.Join(t.TempDir(), "gone", "in-force.json")
+	for range 2 {
+		if err := m.remember(next, 12); err == nil {
+			t.Error("nothing was written, and that is no error")
+		}
+	}
 	// What cannot be read might let an older policy follow: it is no start.
 	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
