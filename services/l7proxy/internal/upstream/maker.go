@@ -24,8 +24,12 @@ import (
 // of goroutines.
 type Maker struct {
 	requests chan request
-	done     chan struct{}
+	quit     chan struct{} // closed by Close
+	done     chan struct{} // closed when nothing is made any more
 }
+
+// ErrClosed: the Maker was closed, as its namespace is another's by now.
+var ErrClosed = errors.New("the maker of sockets is closed")
 
 type request struct {
 	family, n int
@@ -39,7 +43,7 @@ type reply struct {
 
 // NewMaker makes a Maker for the namespace, which is not needed afterwards.
 func NewMaker(netns *os.File) (*Maker, error) {
-	m := &Maker{requests: make(chan request), done: make(chan struct{})}
+	m := &Maker{requests: make(chan request), quit: make(chan struct{}), done: make(chan struct{})}
 	entered := make(chan error)
 	go func() {
 		defer close(m.done)
@@ -49,9 +53,14 @@ func NewMaker(netns *os.File) (*Maker, error) {
 			return
 		}
 		entered <- nil
-		for r := range m.requests {
-			files, err := makeSockets(r.family, r.n)
-			r.reply <- reply{files, err}
+		for {
+			select {
+			case r := <-m.requests:
+				files, err := makeSockets(r.family, r.n)
+				r.reply <- reply{files, err}
+			case <-m.quit:
+				return
+			}
 		}
 	}()
 	if err := <-entered; err != nil {
@@ -60,9 +69,10 @@ func NewMaker(netns *os.File) (*Maker, error) {
 	return m, nil
 }
 
-// Close ends the Maker.
+// Close ends the Maker. It is called once; whoever makes sockets meanwhile gets
+// them or ErrClosed.
 func (m *Maker) Close() {
-	close(m.requests)
+	close(m.quit)
 	<-m.done
 }
 
@@ -72,7 +82,11 @@ func (m *Maker) Make(family, n int) ([]*os.File, error) {
 		return nil, fmt.Errorf("make %d sockets: want 1 to %d", n, handover.MaxFiles)
 	}
 	r := request{family: family, n: n, reply: make(chan reply, 1)}
-	m.requests <- r
+	select {
+	case m.requests <- r:
+	case <-m.done:
+		return nil, fmt.Errorf("make %d sockets: %w", n, ErrClosed)
+	}
 	got := <-r.reply
 	return got.files, got.err
 }

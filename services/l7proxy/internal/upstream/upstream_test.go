@@ -213,3 +213,35 @@ func TestPoolAsksAtTheLowMark(t *testing.T) {
 		t.Error("there is a pool for a namespace that is none")
 	}
 }
+
+// An enforcer that starts again hands over its namespaces anew, while a worker
+// may ask for sockets of the old ones.
+func TestMakerMayBeClosedWhileItIsUsed(t *testing.T) {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := NewMaker(ns)
+	if err := errors.Join(err, ns.Close()); err != nil {
+		t.Fatal(err)
+	}
+	began, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for first := true; ; first = false {
+			files, err := m.Make(4, 1)
+			if err != nil {
+				ended <- err
+				return
+			}
+			handover.CloseAll(files)
+			if first {
+				close(began)
+			}
+		}
+	}()
+	<-began
+	m.Close()
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Errorf("sockets of a closed maker: %v, want %v", err, ErrClosed)
+	}
+}
