@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -293,15 +294,15 @@ func (w *worker) accept(ctx context.Context, gen *generation) error {
 // served: connections may have begun on them.
 const oldListener = 10 * time.Second
 
+// retireOlder ends the generations before live, which serves by now. One that a
+// later generation has retired retires nobody.
 func (w *worker) retireOlder(ctx context.Context, live *generation) {
 	w.mu.Lock()
+	i := slices.Index(w.accepting, live)
 	var old []*generation
-	for _, g := range w.accepting {
-		if g != live {
-			old = append(old, g)
-		}
+	if i > 0 {
+		old, w.accepting = w.accepting[:i:i], w.accepting[i:]
 	}
-	w.accepting = []*generation{live}
 	w.mu.Unlock()
 	if len(old) == 0 {
 		return
