@@ -131,6 +131,10 @@ func (c *Client) forget(s *session) {
 	delete(c.taught, s)
 }
 
+// teachWithin bounds how long a proxy may take to know the whole list. A proxy
+// that hangs must not keep changes from coming into force: Learn waits for it.
+const teachWithin = 5 * time.Second
+
 // look is how often Run looks whether another proxy is there.
 const look = 100 * time.Millisecond
 
@@ -227,6 +231,8 @@ func (c *Client) teach(ctx context.Context, s *session) error {
 		req.RuleSets = append(req.RuleSets, numbered(c.known[n]))
 	}
 	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, teachWithin)
+	defer cancel()
 	if _, err := s.proxy.SetRuleSets(ctx, req); err != nil {
 		return fmt.Errorf("send all rule sets to the proxy: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -29,11 +30,17 @@ type proxy struct {
 	l7proxyv1.UnimplementedProxyServiceServer
 	mu    sync.Mutex
 	knows map[uint32]bool
+	hangs atomic.Bool   // it never answers again
 	set   chan []uint32 // what it knows after each call
 	send  chan *l7proxyv1.WatchRequestsResponse
 }
 
-func (p *proxy) SetRuleSets(_ context.Context, r *l7proxyv1.SetRuleSetsRequest) (*l7proxyv1.SetRuleSetsResponse, error) {
+func (p *proxy) SetRuleSets(ctx context.Context, r *l7proxyv1.SetRuleSetsRequest) (*l7proxyv1.SetRuleSetsResponse, error) {
+	if p.hangs.Load() {
+		p.set <- nil
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r.GetComplete() {
@@ -187,5 +194,45 @@ func TestSuccessorIsTaughtBesideTheOld(t *testing.T) {
 	}
 	if got := <-proxies[1].set; !slices.Contains(got, 6) || !c.Connected() {
 		t.Errorf("with the old one gone the new one knows %v", got)
+	}
+}
+
+// A proxy that hangs while it forgets must not hold up the changes that come
+// after: the enforcer's one loop waits in Learn.
+func TestProxyThatHangsHoldsNothingUp(t *testing.T) {
+	p := &proxy{knows: map[uint32]bool{}, set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)}
+	dial, stop := start(t, p)
+	defer stop()
+	verdicts := make(chan *l7proxyv1.RequestVerdict)
+	c := proxyclient.New(proxyclient.Config{
+		Dial: dial, Instance: func() uint64 { return 1 }, Verdict: func(v *l7proxyv1.RequestVerdict) { verdicts <- v },
+		Lost: func(uint64) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-p.set
+	p.send <- &l7proxyv1.WatchRequestsResponse{Verdicts: []*l7proxyv1.RequestVerdict{{}}}
+	<-verdicts // so it is connected
+	p.hangs.Store(true)
+	c.Keep(nil)
+	<-p.set // it was told to forget, and does not answer
+	limited, end := context.WithTimeout(ctx, time.Second)
+	defer end()
+	learned := make(chan error, 1)
+	go func() { learned <- c.Learn(limited, sets(7)) }()
+	select {
+	case err := <-learned:
+		if err == nil {
+			t.Error("a proxy that hangs is said to have learned")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a proxy that hangs holds the enforcer up")
 	}
 }
