@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
@@ -12,11 +14,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"weir.dev/weir/internal/tlsconf"
 )
 
-// interceptors in order: metrics, logging, recovery innermost, so that a panic
-// is counted and logged as the call that it failed.
-func interceptors(log *slog.Logger, prom *grpcprom.ServerMetrics) ([]grpc.UnaryServerInterceptor, []grpc.StreamServerInterceptor) {
+// interceptors in order: metrics, logging, who may call, recovery innermost, so
+// that a panic is counted and logged as the call that it failed.
+func interceptors(log *slog.Logger, prom *grpcprom.ServerMetrics, callers []tlsconf.Role) ([]grpc.UnaryServerInterceptor, []grpc.StreamServerInterceptor) {
 	logger := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
 		log.Log(ctx, slog.Level(level), msg, fields...)
 	})
@@ -31,12 +35,36 @@ func interceptors(log *slog.Logger, prom *grpcprom.ServerMetrics) ([]grpc.UnaryS
 	return []grpc.UnaryServerInterceptor{
 			prom.UnaryServerInterceptor(),
 			logging.UnaryServerInterceptor(logger, logOpts...),
+			func(ctx context.Context, req any, i *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+				if err := allow(ctx, i.FullMethod, callers); err != nil {
+					return nil, err
+				}
+				return handler(ctx, req)
+			},
 			recovery.UnaryServerInterceptor(recoverOpt),
 		}, []grpc.StreamServerInterceptor{
 			prom.StreamServerInterceptor(),
 			logging.StreamServerInterceptor(logger, logOpts...),
+			func(srv any, str grpc.ServerStream, i *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+				if err := allow(str.Context(), i.FullMethod, callers); err != nil {
+					return err
+				}
+				return handler(srv, str)
+			},
 			recovery.StreamServerInterceptor(recoverOpt),
 		}
+}
+
+// allow refuses callers without one of the roles, if any are named.
+func allow(ctx context.Context, method string, roles []tlsconf.Role) error {
+	if len(roles) == 0 || strings.HasPrefix(method, "/grpc.") {
+		return nil
+	}
+	n, ok := tlsconf.FromContext(ctx)
+	if !ok || !slices.Contains(roles, n.Role) {
+		return status.Errorf(codes.PermissionDenied, "%s may not do this: call as %v", n, roles)
+	}
+	return nil
 }
 
 // callLevel: what went well is for debugging, what a caller did wrong is a

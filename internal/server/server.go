@@ -42,6 +42,9 @@ type Config struct {
 	HTTP    string // path, /metrics /livez /readyz
 	TLSDir  string // for Listen
 	Version string
+	// Callers are the roles that may call the registered services; empty: the
+	// services ask themselves who calls. Health and reflection are for all.
+	Callers []tlsconf.Role
 	// Open listeners for a process that may not make them itself, in place of
 	// the paths.
 	SocketListener net.Listener
@@ -100,7 +103,7 @@ func New(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*Server, error
 }
 
 func (s *Server) grpcServer(conf *tls.Config) *grpc.Server {
-	unary, stream := interceptors(s.log, s.prom)
+	unary, stream := interceptors(s.log, s.prom, s.cfg.Callers)
 	opts := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),

@@ -56,7 +56,7 @@ type fixture struct {
 	reg    *prometheus.Registry
 }
 
-func start(t *testing.T) *fixture {
+func start(t *testing.T, callers ...tlsconf.Role) *fixture {
 	t.Helper()
 	ca, err := tlsconf.NewCA()
 	if err != nil {
@@ -68,7 +68,7 @@ func start(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	s, err := server.New(server.Config{
-		Listen: f.listen, Socket: f.path("grpc"), HTTP: f.path("http"), TLSDir: tlsDir, Version: "test",
+		Listen: f.listen, Socket: f.path("grpc"), HTTP: f.path("http"), TLSDir: tlsDir, Version: "test", Callers: callers,
 	}, slog.New(slog.DiscardHandler), f.reg)
 	if err != nil {
 		t.Fatal(err)
@@ -176,6 +176,52 @@ func TestCallersAreNamed(t *testing.T) {
 		if err != nil || r.GetReplica() != tc.want {
 			t.Errorf("%s: got %q, %v; want %q", tc.target, r.GetReplica(), err, tc.want)
 		}
+	}
+}
+
+func TestOnlyNamedRolesMayCall(t *testing.T) {
+	f := start(t, tlsconf.CLI)
+	for _, tt := range []struct {
+		name string
+		role tlsconf.Role // empty: on the unix socket
+		want codes.Code
+	}{
+		{"another node", tlsconf.Node, codes.PermissionDenied},
+		{"another service", tlsconf.Policy, codes.PermissionDenied},
+		{"an operator", tlsconf.CLI, codes.OK},
+		{"the operator of this machine", "", codes.OK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			target, creds := "unix:"+f.path("grpc"), insecure.NewCredentials()
+			if tt.role != "" {
+				dir := filepath.Join(t.TempDir(), "tls")
+				if err := f.ca.Issue(dir, tlsconf.Name{Role: tt.role, Name: "n2"}, nil); err != nil {
+					t.Fatal(err)
+				}
+				conf, err := tlsconf.Client(dir, tlsconf.Identity)
+				if err != nil {
+					t.Fatal(err)
+				}
+				target, creds = "passthrough:///"+f.listen, credentials.NewTLS(conf)
+			}
+			c := dial(t, target, creds)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			_, err := identityv1.NewIdentityServiceClient(c).GetStatus(ctx, &identityv1.GetStatusRequest{})
+			if got := status.Code(err); got != tt.want {
+				t.Errorf("GetStatus: %v (%v), want %v", got, err, tt.want)
+			}
+			str, err := identityv1.NewIdentityServiceClient(c).Snapshot(ctx, &identityv1.SnapshotRequest{})
+			if err == nil {
+				_, err = str.Recv()
+			}
+			if got := status.Code(err) == codes.PermissionDenied; got != (tt.want == codes.PermissionDenied) {
+				t.Errorf("Snapshot: %v, want denied: %v", err, tt.want == codes.PermissionDenied)
+			}
+			if _, err := healthpb.NewHealthClient(c).Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+				t.Errorf("health is for all: %v", err)
+			}
+		})
 	}
 }
 

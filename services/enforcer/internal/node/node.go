@@ -263,7 +263,9 @@ func (e *enforcer) offer(context.Context) (err error) {
 	if e.metrics, err = server.NewMetrics(reg, sources, e.kernel.Limits()); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
-	if e.people, err = kitserver.New(e.Server, e.log, reg); err != nil {
+	people := e.Server
+	people.Callers = []tlsconf.Role{tlsconf.CLI} // a node is nobody to another
+	if e.people, err = kitserver.New(people, e.log, reg); err != nil {
 		return err
 	}
 	enforcerv1.RegisterEnforcerServiceServer(e.people.Registrar(), server.Server{Sources: sources})
