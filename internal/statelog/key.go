@@ -34,10 +34,11 @@ const (
 	Namespace
 	Service
 	Policy
+	Copied
 )
 
 var kindNames = map[Kind]string{
-	Generation: "generation", Identity: "identity", Namespace: "namespace", Service: "service", Policy: "policy",
+	Generation: "generation", Identity: "identity", Namespace: "namespace", Service: "service", Policy: "policy", Copied: "copied",
 }
 
 func (k Kind) String() string {
@@ -52,6 +53,11 @@ type Key string
 
 // GenerationKey names the entry that says which life of the log this is.
 const GenerationKey Key = "generation"
+
+// CopiedPoliciesKey names the entry that says in which generation of the log all
+// policies of the source have been written once. Before that, a policy that is
+// not there may be one that was not written yet.
+const CopiedPoliciesKey Key = "copied.policy"
 
 // IdentityKey names an identity by its hash.
 func IdentityKey(hash []byte) Key { return Key("identity." + hex.EncodeToString(hash)) }

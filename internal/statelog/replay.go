@@ -32,6 +32,9 @@ type Batch struct {
 	Revision   uint64
 	// Complete tells that the head seen at the start is reached.
 	Complete bool
+	// Copied tells that all policies of the source were written in this
+	// generation.
+	Copied bool
 }
 
 // Replay calls apply with all that the log holds and, from then on, with all
@@ -41,7 +44,7 @@ func Replay(ctx context.Context, open bus.Opener, log *slog.Logger, apply func(B
 	r := reader{log: log}
 	bus.Follow(ctx, open, log, func(b bus.Batch) {
 		if b.Reset {
-			r.generation = 0
+			r.generation, r.copied = 0, 0
 		}
 		out := Batch{Reset: b.Reset, Revision: b.Head.Sequence, Complete: b.Complete}
 		for _, e := range b.Entries {
@@ -50,6 +53,7 @@ func Replay(ctx context.Context, open bus.Opener, log *slog.Logger, apply func(B
 			}
 		}
 		out.Generation = r.generation
+		out.Copied = r.generation != 0 && r.copied == r.generation
 		apply(out)
 	})
 }
@@ -57,6 +61,7 @@ func Replay(ctx context.Context, open bus.Opener, log *slog.Logger, apply func(B
 type reader struct {
 	log        *slog.Logger
 	generation uint64
+	copied     uint64 // generation that has all policies; 0: none
 }
 
 // read turns an entry into an event. What cannot be read changes nothing: the
@@ -69,15 +74,12 @@ func (r *reader) read(e bus.Entry) (Event, bool) {
 		r.log.Warn("entry of the state log is of an unknown kind", logkey.Name, e.Key, logkey.Revision, e.Revision)
 		return Event{}, false
 	case key == GenerationKey:
-		if e.Removed {
-			return Event{}, false
+		r.number(e, &r.generation)
+		return Event{}, false
+	case key.Kind() == Copied:
+		if key == CopiedPoliciesKey {
+			r.number(e, &r.copied)
 		}
-		g, err := strconv.ParseUint(string(e.Value), 10, 64)
-		if err != nil {
-			r.log.Error("generation of the state log cannot be read", logkey.Error, err)
-			return Event{}, false
-		}
-		r.generation = g
 		return Event{}, false
 	case e.Removed:
 		return Event{Key: key, Revision: e.Revision}, true
@@ -88,4 +90,18 @@ func (r *reader) read(e bus.Entry) (Event, bool) {
 		return Event{}, false
 	}
 	return Event{Key: key, Revision: e.Revision, Value: m}, true
+}
+
+// number takes over a generation. One that cannot be read changes nothing, nor
+// does its removal.
+func (r *reader) number(e bus.Entry, into *uint64) {
+	if e.Removed {
+		return
+	}
+	g, err := strconv.ParseUint(string(e.Value), 10, 64)
+	if err != nil {
+		r.log.Error("generation of the state log cannot be read", logkey.Name, e.Key, logkey.Error, err)
+		return
+	}
+	*into = g
 }

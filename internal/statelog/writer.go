@@ -225,6 +225,27 @@ func (w *Writer) NewGeneration(ctx context.Context, now time.Time, after uint64)
 	return nil
 }
 
+// PoliciesCopied writes down that all policies of the source were written in the
+// generation, unless that is known.
+func (w *Writer) PoliciesCopied(ctx context.Context, generation uint64) error {
+	kv, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	text := strconv.AppendUint(nil, generation, 10)
+	entry, err := kv.Get(ctx, string(CopiedPoliciesKey))
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		_, err = kv.Create(ctx, string(CopiedPoliciesKey), text)
+	case err == nil && string(entry.Value()) != string(text):
+		_, err = kv.Update(ctx, string(CopiedPoliciesKey), text, entry.Revision())
+	}
+	if err != nil {
+		return fmt.Errorf("write down that the policies are in the log: %w", err)
+	}
+	return nil
+}
+
 func formatGeneration(now time.Time) []byte {
 	return strconv.AppendUint(nil, uint64(now.UnixNano()), 10)
 }

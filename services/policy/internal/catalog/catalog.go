@@ -8,6 +8,7 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -59,6 +60,7 @@ type Catalog struct {
 type content struct {
 	state    *resolve.State
 	pos      Position
+	copied   bool // all policies of the source were written in this generation
 	policies map[statelog.Key]Policy
 	refused  map[statelog.Key]*identityv1.RefusedObject
 }
@@ -90,9 +92,9 @@ func (c *Catalog) Apply(b statelog.Batch) {
 	for _, e := range b.Events {
 		c.event(into, e)
 	}
-	into.pos = Position{b.Generation, b.Revision}
+	into.pos, into.copied = Position{b.Generation, b.Revision}, b.Copied
 	if into == c.next {
-		if !b.Complete || b.Generation == 0 {
+		if !b.Complete || !b.Copied {
 			return
 		}
 		c.cur, c.next = c.next, nil
@@ -232,22 +234,42 @@ func (c *Catalog) policy(into *content, e statelog.Event) {
 	}
 }
 
-// Position is that of the state which is served; ok is false before there is one.
+// served is the state to answer from: one without the policies that nobody has
+// copied into the log yet would allow what they forbid. Nil: there is none.
+// c.mu is held.
+func (c *Catalog) served() *content {
+	if c.cur == nil || !c.cur.copied {
+		return nil
+	}
+	return c.cur
+}
+
+// Position is that of the state which is served; ok is false while there is none.
 func (c *Catalog) Position() (pos Position, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cur == nil {
+	s := c.served()
+	if s == nil {
 		return Position{}, false
 	}
-	return c.cur.pos, true
+	return s.pos, true
 }
 
-// Ready is nil once there is a state to serve.
+// ErrNotCopied reports a log in which not all policies of the source have been
+// written once.
+var ErrNotCopied = errors.New("the source's policies are not all in the state log yet")
+
+// Ready is nil while there is a state to serve.
 func (c *Catalog) Ready() error {
-	if _, ok := c.Position(); !ok {
-		return statelog.ErrNotReplayed
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.served() != nil:
+		return nil
+	case c.cur != nil, c.next != nil && c.next.pos.Generation != 0:
+		return ErrNotCopied
 	}
-	return nil
+	return statelog.ErrNotReplayed
 }
 
 // Changed is closed at the next change of the state or the position.
@@ -277,7 +299,7 @@ func (c *Catalog) WaitFor(ctx context.Context, pos Position) error {
 func (c *Catalog) Policies() (Position, []Policy, []*identityv1.RefusedObject) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cur == nil {
+	if c.served() == nil {
 		return Position{}, nil, nil
 	}
 	policies := make([]Policy, 0, len(c.cur.policies))
@@ -301,7 +323,7 @@ func (c *Catalog) Policies() (Position, []Policy, []*identityv1.RefusedObject) {
 // Explain judges a flow by the state that is served.
 func (c *Catalog) Explain(f explain.Flow) (Position, explain.Explanation, error) {
 	c.mu.Lock()
-	if c.cur == nil {
+	if c.served() == nil {
 		c.mu.Unlock()
 		return Position{}, explain.Explanation{}, statelog.ErrNotReplayed
 	}

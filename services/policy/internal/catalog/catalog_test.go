@@ -1,6 +1,8 @@
 package catalog_test
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"testing"
@@ -47,7 +49,7 @@ func started(t *testing.T) *catalog.Catalog {
 	if err := c.Ready(); err == nil {
 		t.Fatal("ready before the replay is complete")
 	}
-	c.Apply(statelog.Batch{Generation: 1, Revision: 4, Complete: true})
+	c.Apply(statelog.Batch{Generation: 1, Revision: 4, Complete: true, Copied: true})
 	if err := c.Ready(); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +66,7 @@ func TestRefusedEntryLeavesWhatWasInForce(t *testing.T) {
 		t.Fatalf("rules %v, fresh %v, %v", before.Rules, fresh, ok)
 	}
 	c.Apply(statelog.Batch{
-		Events: []statelog.Event{event(5, policyKey, entry(`{"podSelector":{},"of a later version":1}`))}, Generation: 1, Revision: 5, Complete: true,
+		Events: []statelog.Event{event(5, policyKey, entry(`{"podSelector":{},"of a later version":1}`))}, Generation: 1, Revision: 5, Complete: true, Copied: true,
 	})
 	_, policies, refused := c.Policies()
 	if len(policies) != 1 || policies[0].Revision != 4 || len(refused) != 1 || refused[0].GetFile() != "p.yaml" || refused[0].GetLine() != 3 {
@@ -73,7 +75,7 @@ func TestRefusedEntryLeavesWhatWasInForce(t *testing.T) {
 	if _, pos, fresh, _ := w.Take(); fresh || pos.Revision != 5 {
 		t.Errorf("at %v, fresh %v; want revision 5 and nothing new", pos, fresh)
 	}
-	c.Apply(statelog.Batch{Events: []statelog.Event{event(6, policyKey, nil)}, Generation: 1, Revision: 6, Complete: true})
+	c.Apply(statelog.Batch{Events: []statelog.Event{event(6, policyKey, nil)}, Generation: 1, Revision: 6, Complete: true, Copied: true})
 	after, _, fresh, _ := w.Take()
 	if _, policies, refused := c.Policies(); !fresh || len(after.Rules) != 0 || len(policies) != 0 || len(refused) != 0 {
 		t.Errorf("after the removal: rules %v, policies %v, refused %v", after.Rules, policies, refused)
@@ -95,7 +97,7 @@ func TestOldStateIsServedUntilTheNewReplayIsComplete(t *testing.T) {
 	if _, policies, _ := c.Policies(); len(policies) != 1 {
 		t.Errorf("in the middle of a replay: policies %v, want the old one", policies)
 	}
-	c.Apply(statelog.Batch{Generation: 2, Revision: 3, Complete: true})
+	c.Apply(statelog.Batch{Generation: 2, Revision: 3, Complete: true, Copied: true})
 	state, pos, fresh, _ := w.Take()
 	if !fresh || pos.Generation != 2 || len(state.Rules) != 0 {
 		t.Errorf("after it: %v, fresh %v, rules %v; want the new state", pos, fresh, state.Rules)
@@ -119,7 +121,7 @@ func TestOnlyWhoIsConcernedIsTold(t *testing.T) {
 				{Address: netip.MustParseAddr("fd00:244:1::2").AsSlice(), Port: 80},
 			}}},
 		}),
-	}, Generation: 1, Revision: 5, Complete: true})
+	}, Generation: 1, Revision: 5, Complete: true, Copied: true})
 	state, _, fresh, _ := mine.Take()
 	if !fresh || len(state.Services) != 2 {
 		t.Fatalf("services %v, fresh %v, want one of each family", state.Services, fresh)
@@ -161,8 +163,8 @@ func FuzzEntries(f *testing.F) {
 			return
 		}
 		c := catalog.New(slog.New(slog.DiscardHandler))
-		c.Apply(statelog.Batch{Reset: true, Events: base(), Generation: 1, Revision: 4, Complete: true})
-		c.Apply(statelog.Batch{Events: []statelog.Event{event(5, key, value)}, Generation: 1, Revision: 5, Complete: true})
+		c.Apply(statelog.Batch{Reset: true, Events: base(), Generation: 1, Revision: 4, Complete: true, Copied: true})
+		c.Apply(statelog.Batch{Events: []statelog.Event{event(5, key, value)}, Generation: 1, Revision: 5, Complete: true, Copied: true})
 		w := c.Watch()
 		defer w.Close()
 		w.Subscribe([]rule.IdentityHash{app1})
@@ -170,4 +172,39 @@ func FuzzEntries(f *testing.F) {
 			t.Fatalf("at %v, %v, want revision 5", pos, ok)
 		}
 	})
+}
+
+// A log in which the source's policies were not all written yet allows what they
+// forbid: nobody is told of it.
+func TestNothingIsServedBeforeAllPoliciesWereCopied(t *testing.T) {
+	c := catalog.New(slog.New(slog.DiscardHandler))
+	w := c.Watch()
+	defer w.Close()
+	served := func() bool { _, _, _, ok := w.Take(); return ok }
+	c.Apply(statelog.Batch{Reset: true, Events: base(), Generation: 1, Revision: 4, Complete: true})
+	if err := c.Ready(); !errors.Is(err, catalog.ErrNotCopied) || served() {
+		t.Errorf("ready: %v, served: %v; want %v and not served", err, served(), catalog.ErrNotCopied)
+	}
+	c.Apply(statelog.Batch{Generation: 1, Revision: 5, Complete: true, Copied: true})
+	if err := c.Ready(); err != nil || !served() {
+		t.Errorf("copied: ready: %v, served: %v", err, served())
+	}
+	// Another generation in the same log.
+	c.Apply(statelog.Batch{Generation: 2, Revision: 6, Complete: true})
+	if err := c.Ready(); !errors.Is(err, catalog.ErrNotCopied) || served() {
+		t.Errorf("another generation: ready: %v, served: %v", err, served())
+	}
+	if err := c.WaitFor(expired(t), catalog.Position{Generation: 2, Revision: 6}); err == nil {
+		t.Error("waited for a state that is not served, and got it")
+	}
+	c.Apply(statelog.Batch{Generation: 2, Revision: 7, Complete: true, Copied: true})
+	if err := c.Ready(); err != nil || !served() {
+		t.Errorf("copied again: ready: %v, served: %v", err, served())
+	}
+}
+
+func expired(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
 }

@@ -97,7 +97,7 @@ func (w *Watcher) Take() (state resolve.NodeState, pos Position, fresh, ok bool)
 	c := w.catalog
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cur == nil {
+	if c.served() == nil {
 		return resolve.NodeState{}, Position{}, false, false
 	}
 	w.mu.Lock()

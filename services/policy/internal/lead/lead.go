@@ -39,6 +39,7 @@ type Leader struct {
 	Log    *slog.Logger
 
 	compared map[statelog.Key]comparison
+	marked   uint64 // generation that is known to have all policies
 }
 
 // comparison is an object that was found, or made, to be what the log has.
@@ -106,12 +107,17 @@ func (l *Leader) copy(ctx context.Context) error {
 	if l.View.Ready() != nil {
 		return nil
 	}
+	// Asked before the list: one that is complete only afterwards lacks something.
+	generation, synced := l.View.Position().Generation, len(l.Source.Unsynced()) == 0
 	var errs []error
 	now := time.Now()
 	for _, kind := range source.Kinds() {
 		for _, o := range l.Source.List(kind) {
 			errs = append(errs, l.put(ctx, o, now))
 		}
+	}
+	if synced && errors.Join(errs...) == nil {
+		errs = append(errs, l.mark(ctx, generation))
 	}
 	for _, k := range l.gone() {
 		err := l.Writer.Delete(ctx, k)
@@ -122,6 +128,19 @@ func (l *Leader) copy(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// mark writes down that this generation has all policies of the source. Until
+// then no replica serves it.
+func (l *Leader) mark(ctx context.Context, generation uint64) error {
+	if generation == 0 || generation == l.marked {
+		return nil
+	}
+	if err := l.Writer.PoliciesCopied(ctx, generation); err != nil {
+		return err
+	}
+	l.marked = generation
+	return nil
 }
 
 // first tells one JSON from another that was read at another time.
