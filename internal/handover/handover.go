@@ -187,7 +187,9 @@ func (c *Conn) Send(m Message, files ...uintptr) error {
 }
 
 // Receive waits for a message. Its files are the caller's to close. The error
-// is io.EOF if the peer has closed.
+// is io.EOF if the peer has closed; ErrFiles if this process has no room for all
+// files of the message, which is lost then, but for sockets: they are alike, and
+// those that fitted are received.
 func (c *Conn) Receive() (Message, []*os.File, error) {
 	b := make([]byte, 4096)
 	oob := make([]byte, unix.CmsgSpace(4*(MaxFiles+1)))
@@ -196,12 +198,15 @@ func (c *Conn) Receive() (Message, []*os.File, error) {
 		return Message{}, nil, err
 	}
 	files, err := parseRights(oob[:oobn])
-	if err == nil && flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+	if err == nil && flags&unix.MSG_TRUNC != 0 {
 		err = ErrFiles
 	}
 	var m Message
 	if err == nil {
 		err = json.Unmarshal(b[:n], &m)
+	}
+	if err == nil && flags&unix.MSG_CTRUNC != 0 && m.Kind != Sockets {
+		err = fmt.Errorf("%w: %s", ErrFiles, m.Kind)
 	}
 	if err == nil && m.Kind == Offer && len(m.Files) != len(files) {
 		err = fmt.Errorf("%w: %d named, %d passed", ErrFiles, len(m.Files), len(files))
@@ -211,7 +216,7 @@ func (c *Conn) Receive() (Message, []*os.File, error) {
 	}
 	if err != nil {
 		CloseAll(files)
-		return Message{}, nil, fmt.Errorf("receive message: %w", err)
+		return Message{Kind: m.Kind}, nil, fmt.Errorf("receive message: %w", err)
 	}
 	return m, files, nil
 }

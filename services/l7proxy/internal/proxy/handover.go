@@ -28,15 +28,14 @@ func (p *Proxy) HandOver(give func(Pair) error) {
 func (p *Proxy) Adopt(pair Pair) {
 	flow := Flow{Direction: pair.Direction, Client: addrPort(pair.Client.RemoteAddr()), Server: addrPort(pair.Client.LocalAddr())}
 	s := newSession(p, flow, pair.Client, pair.Server)
-	if int(p.open.Load()) >= p.cfg.Limits.Connections {
+	if !p.admit(flow.Client.Addr()) {
 		p.cfg.Metrics.refused.Inc()
 		s.cut()
 		return
 	}
-	p.open.Add(1)
 	p.cfg.Metrics.adopted.Inc()
 	p.sessions.Go(func() {
-		defer p.open.Add(-1)
+		defer p.dismiss(flow.Client.Addr())
 		p.serve(s)
 	})
 }

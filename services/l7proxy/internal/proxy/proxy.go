@@ -64,6 +64,7 @@ type Dialer interface {
 // Limits bound what a peer may cost.
 type Limits struct {
 	Connections int           // at a time; more are reset
+	PerClient   int           // of one address, so that no client takes them all
 	Head        time.Duration // from a head's first byte to its last
 	Idle        time.Duration // between two requests
 	Body        time.Duration // between two reads of a body
@@ -77,6 +78,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Connections: 20_000,
+		PerClient:   5_000,
 		Head:        10 * time.Second,
 		Idle:        time.Hour,
 		Body:        5 * time.Minute,
@@ -121,9 +123,10 @@ type Proxy struct {
 	open     atomic.Int64
 	draining atomic.Bool
 
-	mu   sync.Mutex
-	live map[*session]struct{}
-	give atomic.Pointer[func(Pair) error] // nil: no connection is given away
+	mu      sync.Mutex
+	live    map[*session]struct{}
+	clients map[netip.Addr]int               // connections of each
+	give    atomic.Pointer[func(Pair) error] // nil: no connection is given away
 }
 
 // New returns a Proxy.
@@ -134,7 +137,7 @@ func New(cfg Config, log *slog.Logger) *Proxy {
 	if cfg.Verdict == nil {
 		cfg.Verdict = func(Verdict) {}
 	}
-	return &Proxy{cfg: cfg, log: log, live: map[*session]struct{}{}}
+	return &Proxy{cfg: cfg, log: log, live: map[*session]struct{}{}, clients: map[netip.Addr]int{}}
 }
 
 // Open returns how many connections are open.
@@ -162,17 +165,38 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener, d Direction) error {
 			return err
 		}
 		tcp, ok := c.(*net.TCPConn)
-		if !ok || int(p.open.Load()) >= p.cfg.Limits.Connections {
+		client := addrPort(c.RemoteAddr()).Addr()
+		if !ok || !p.admit(client) {
 			p.cfg.Metrics.refused.Inc()
 			reset(c)
 			continue
 		}
-		p.open.Add(1)
 		p.cfg.Metrics.connections.Inc()
 		p.sessions.Go(func() {
-			defer p.open.Add(-1)
+			defer p.dismiss(client)
 			p.handle(context.WithoutCancel(ctx), tcp, d)
 		})
+	}
+}
+
+// admit counts a connection of a client, if there may be one more.
+func (p *Proxy) admit(client netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if int(p.open.Load()) >= p.cfg.Limits.Connections || p.clients[client] >= p.cfg.Limits.PerClient {
+		return false
+	}
+	p.clients[client]++
+	p.open.Add(1)
+	return true
+}
+
+func (p *Proxy) dismiss(client netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open.Add(-1)
+	if p.clients[client]--; p.clients[client] <= 0 {
+		delete(p.clients, client)
 	}
 }
 

@@ -456,12 +456,17 @@ func TestFinalResponseInsteadOfContinue(t *testing.T) {
 }
 
 func TestTooManyConnections(t *testing.T) {
+	t.Run("of all", func(t *testing.T) { tooMany(t, func(l *Limits) { l.Connections = 2 }) })
+	t.Run("of one client", func(t *testing.T) { tooMany(t, func(l *Limits) { l.PerClient = 2 }) })
+}
+
+func tooMany(t *testing.T, set func(*Limits)) {
 	ln := listen(t)
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	go func() { _ = srv.Serve(ln) }()
 	t.Cleanup(func() { _ = srv.Close() })
 	l := limits()
-	l.Connections = 2
+	set(&l)
 	b := newBench(t, ln, l)
 	a, c := b.dial(), b.dial()
 	a.say(get("/public"))

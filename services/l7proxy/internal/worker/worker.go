@@ -93,13 +93,14 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 }
 
 // limits are those of a node, or what this process' open files allow: a
-// connection takes two, and some are in use beside them.
+// connection takes two, three while it is made, and some are in use beside them.
 func limits() proxy.Limits {
-	const beside = 2500
+	const each, beside = 3, 2500
 	l := proxy.DefaultLimits()
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur < uint64(2*l.Connections+beside) {
-		l.Connections = max(16, (int(files.Cur)-beside)/2)
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur < uint64(each*l.Connections+beside) {
+		l.Connections = max(16, (int(files.Cur)-beside)/each)
+		l.PerClient = max(4, l.Connections/4)
 	}
 	return l
 }
@@ -192,6 +193,10 @@ var errOrphaned = errors.New("the parent is gone")
 func (w *worker) followParent(ctx context.Context) error {
 	for {
 		m, files, err := w.parent.Receive()
+		if m.Kind == handover.Connection && errors.Is(err, handover.ErrFiles) {
+			w.log.Warn("connection not taken over", logkey.Error, err)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("%w: %w", errOrphaned, err)
 		}
