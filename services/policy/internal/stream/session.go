@@ -23,9 +23,10 @@ const (
 	// compareEvery is how often a client that is told nothing is sent the digest
 	// of what it holds.
 	compareEvery = time.Minute
-	// After a difference that a client refused, the whole state is tried.
+	// After a difference that a client refused, the whole state is tried; the
+	// pause before it grows with each refusal in a row.
 	nackPauseMin = time.Second
-	nackPauseMax = 30 * time.Second
+	nackPauseMax = 5 * time.Second
 )
 
 // Stream is the server's end of WatchPolicy.
@@ -67,7 +68,9 @@ type state struct {
 	told     bool             // the first response was sent
 	nonce    uint64
 	underWay *underWay
-	pause    time.Duration // after a refusal
+	refused  bool // and nothing is sent until retry fires
+	retry    *time.Timer
+	pause    time.Duration // after the last refusal; zero: an ack came since
 }
 
 // underWay is a difference that is not answered yet.
@@ -136,11 +139,11 @@ func (s *state) run() error {
 
 	compare := time.NewTicker(compareEvery)
 	defer compare.Stop()
-	retry := time.NewTimer(compareEvery) // of no effect while there is no pause
-	defer retry.Stop()
+	s.retry = time.NewTimer(compareEvery) // of no effect while nothing is refused
+	defer s.retry.Stop()
 	wake := s.watcher.Wake()
 	for {
-		if s.underWay == nil && s.pause == 0 {
+		if s.underWay == nil && !s.refused {
 			if err := s.send(false); err != nil {
 				return err
 			}
@@ -156,14 +159,11 @@ func (s *state) run() error {
 			if err := s.receive(m); err != nil {
 				return err
 			}
-			if s.pause > 0 {
-				retry.Reset(s.pause)
-			}
 		case <-wake:
-		case <-retry.C:
-			s.pause = 0
+		case <-s.retry.C:
+			s.refused = false
 		case <-compare.C:
-			if s.underWay == nil && s.pause == 0 {
+			if s.underWay == nil && !s.refused {
 				if err := s.send(true); err != nil {
 					return err
 				}
@@ -210,7 +210,8 @@ func (s *state) receive(m *policyv1.WatchPolicyRequest) error {
 			logkey.Reason, v.Nack.GetReason())
 		s.Nodes.Refused(s.Node, s.at, v.Nack.GetReason())
 		s.underWay, s.full, s.told = nil, true, false
-		s.pause = min(max(2*s.pause, nackPauseMin), nackPauseMax)
+		s.refused, s.pause = true, min(max(2*s.pause, nackPauseMin), nackPauseMax)
+		s.retry.Reset(s.pause)
 		s.watcher.Subscribe(s.watcher.Identities()) // computed anew
 	default:
 		return status.Error(codes.InvalidArgument, "hello was said already; subscribe, ack or nack is expected")
