@@ -22,10 +22,7 @@ import (
 	"weir.dev/weir/services/l7proxy/internal/proxy"
 )
 
-const (
-	protocolTCP = 6
-	flagDenied  = 0x100 // WEIR_CT_DENIED
-)
+const protocolTCP = 6
 
 // A View is of one enforcer's maps and word, until the next gives others. The
 // zero View knows no connection.
@@ -89,7 +86,7 @@ func (v *View) RuleSet(f proxy.Flow) (number uint32, word uint64, ok bool) {
 		return 0, 0, false
 	}
 	slot := q.value.Slot[slotOf(f.Direction)]
-	if slot.Ifindex == 0 || slot.Verdict == 0 || q.value.Flags&flagDenied != 0 {
+	if slot.Ifindex == 0 || slot.Verdict == 0 || q.value.Flags&datapath.CTDenied != 0 {
 		return 0, 0, false
 	}
 	return slot.Verdict, slot.Word, true
@@ -97,9 +94,9 @@ func (v *View) RuleSet(f proxy.Flow) (number uint32, word uint64, ok bool) {
 
 func slotOf(d proxy.Direction) int {
 	if d == proxy.Egress {
-		return 0
+		return datapath.SlotEgress
 	}
-	return 1
+	return datapath.SlotIngress
 }
 
 // key returns the flow's conntrack key: the lesser end stands first.

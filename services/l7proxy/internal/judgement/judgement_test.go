@@ -110,7 +110,7 @@ func TestRuleSet(t *testing.T) {
 	if n, w, ok := v.RuleSet(out); n != 1 || w != 40 || !ok {
 		t.Errorf("egress: %d, %d, %v, want 1 under 40", n, w, ok)
 	}
-	entry.Flags = flagDenied
+	entry.Flags = datapath.CTDenied
 	put()
 	if _, _, ok := v.RuleSet(in); ok {
 		t.Error("an entry that was denied since judges")
