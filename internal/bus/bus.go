@@ -1,7 +1,7 @@
 // Package bus connects Weir's parts to NATS and sets up what they keep there:
 // the buckets of the state log, of the addresses and of the leases.
 //
-// It imports tlsconf and nats.go.
+// It imports logkey, tlsconf and nats.go.
 package bus
 
 import (

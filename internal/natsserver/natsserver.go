@@ -21,9 +21,6 @@ import (
 //go:embed nats.conf
 var conf string
 
-// Conf is the configuration, with its variables not yet set.
-func Conf() string { return conf }
-
 // startLimit bounds how long a server takes to listen.
 const startLimit = 20 * time.Second
 

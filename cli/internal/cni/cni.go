@@ -3,7 +3,7 @@
 // there. It gives no addresses and makes no links; its result is the one that
 // the plugin before it gave.
 //
-// It imports proto, netlink and containernetworking/cni.
+// It imports proto, gRPC, netlink and containernetworking/cni.
 package cni
 
 import (

@@ -4,7 +4,7 @@
 //
 // Nothing is deleted before a snapshot's end mark has come, and nothing while
 // NATS or weir-identity are away. A Client may be used by several goroutines.
-// The package imports proto, internal, desired and nats.go.
+// The package imports proto, engine/rule, internal, desired, gRPC and nats.go.
 package addressclient
 
 import (

@@ -4,7 +4,7 @@
 //
 // A Registry may be used by several goroutines. It keeps a file, so that a
 // restarted enforcer finds its endpoints again. The package imports proto,
-// engine/rule, desired and netlink.
+// engine/rule, logkey, plan, desired, gRPC and netlink.
 package endpoint
 
 import (

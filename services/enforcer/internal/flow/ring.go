@@ -3,7 +3,7 @@
 //
 // A Ring never makes its writer wait: a reader that is too slow loses flows and
 // is told how many. The package imports proto, engine/rule, the datapath's
-// types, desired and endpoint.
+// types, plan, desired, endpoint and gRPC.
 package flow
 
 import (

@@ -3,7 +3,7 @@
 //
 // A proxy that comes back learns every rule set before anything else. One that
 // is away makes nobody wait. A Client may be used by several goroutines. The
-// package imports proto, engine/rule and desired.
+// package imports proto, engine/rule, logkey, desired and gRPC.
 package proxyclient
 
 import (

@@ -12,7 +12,7 @@
 // idle connections over; they, and new ones, wait a moment for the next proxy.
 //
 // It imports bpf/datapath, internal/handover, internal/logkey, cilium/ebpf,
-// netlink, netns and x/sys. A ProxyNet's methods may be called by any goroutine.
+// netlink, netns, x/sync and x/sys. A ProxyNet's methods may be called by any goroutine.
 package proxynet
 
 import (

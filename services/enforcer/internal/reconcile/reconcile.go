@@ -6,7 +6,8 @@
 //
 // One goroutine does it, so a change that comes while another is under way
 // waits and is taken together with those after it. The package imports engine,
-// plan, desired and policyclient; it has no I/O but by its interfaces.
+// logkey, plan, desired, endpoint and policyclient; it has no I/O but by its
+// interfaces and the endpoints' registry.
 package reconcile
 
 import (

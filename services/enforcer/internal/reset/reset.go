@@ -7,8 +7,8 @@
 // word yet, and has the kernel destroy the local sockets of the forbidden ones.
 // The reset that this sends passes the policy once.
 //
-// Peers outside of this node hear of it by that reset. It may import plan and
-// datapath.
+// Peers outside of this node hear of it by that reset. It may import
+// engine/rule, logkey, plan, datapath and x/sys.
 package reset
 
 import (

@@ -4,8 +4,8 @@
 // it believes no more than it must: a worker may ask for sockets and say that
 // it accepts.
 //
-// It imports internal/handover, internal/logkey, internal/server, sandbox,
-// upstream and the standard library.
+// It imports internal/handover, internal/logkey, sandbox, upstream, x/sync and
+// the standard library.
 package parent
 
 import (

@@ -9,7 +9,8 @@
 //
 // The core knows neither eBPF nor who asked for it: connections' rule sets and
 // upstream sockets come by two small interfaces. It imports http1, rules,
-// engine/httprule, the Prometheus client, x/sys and the standard library.
+// engine/httprule, internal/logkey, the Prometheus client, x/sys and the
+// standard library.
 package proxy
 
 import (
