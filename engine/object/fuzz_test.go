@@ -29,7 +29,7 @@ func FuzzDecode(f *testing.F) {
 			if o.Value == nil || o.Name == "" || o.Kind == "" {
 				t.Errorf("an object without a name or value: %+v", o)
 			}
-			if !o.IsPolicy() {
+			if _, ok := o.Value.(*object.Policy); !ok {
 				continue
 			}
 			again, r := object.DecodePolicyJSON(o.JSON, o.Source.File, o.Source.Line, o.Lines)

@@ -80,9 +80,6 @@ type Object struct {
 	Value any
 }
 
-// IsPolicy tells whether Value is a *Policy.
-func (o Object) IsPolicy() bool { _, ok := o.Value.(*Policy); return ok }
-
 // Key names an object in its cluster: kind/namespace/name.
 func (o Object) Key() string { return key(o.Kind, o.Namespace, o.Name) }
 

@@ -40,16 +40,6 @@ type Policy struct {
 // policy judges by all its parts.
 func (p *Policy) Parts() []*Policy { return append([]*Policy{p}, p.Also...) }
 
-// RuleOrigin is where the rule at a field path was written.
-func (p *Policy) RuleOrigin(path string) rule.Origin {
-	o := p.Origin
-	o.Path = path
-	if line := p.Lines[path]; line != 0 {
-		o.Line = line
-	}
-	return o
-}
-
 // LimitCIDRs takes from the policy's prefixes the right to match pods and nodes:
 // what the cluster's switch cidrSelectsPods does when it is off.
 func (p *Policy) LimitCIDRs() {

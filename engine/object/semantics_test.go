@@ -255,8 +255,8 @@ func TestSpecsAreParts(t *testing.T) {
 	if r.Path != "specs[1].egress[0]" || r.AnyPeer || len(r.Peers) != 1 || len(r.Peers[0].Entities) != 4 {
 		t.Errorf("egress of v1 without peers is not everybody's: %+v", r)
 	}
-	if o := parts[1].RuleOrigin(r.Path); o.Line != 4 || o.Path != r.Path || o.Name != "p" {
-		t.Errorf("origin %+v", o)
+	if o := parts[1].Origin; parts[1].Lines[r.Path] != 4 || o.Name != "p" {
+		t.Errorf("line %d of %+v", parts[1].Lines[r.Path], o)
 	}
 }
 
