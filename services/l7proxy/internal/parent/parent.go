@@ -193,7 +193,8 @@ func (p *Parent) askToRetire() {
 
 func (p *Parent) retire() { p.once.Do(func() { close(p.retired) }) }
 
-// serveWorker does what the worker asks for until it ends.
+// serveWorker does what the worker asks for until it ends. One that asks for
+// anything else must end.
 func (p *Parent) serveWorker() error {
 	for {
 		m, files, err := p.worker.Receive()
@@ -213,6 +214,7 @@ func (p *Parent) serveWorker() error {
 		case handover.Accepting:
 			p.accepting()
 		default:
+			p.retire()
 			return fmt.Errorf("message of kind %q from the worker", m.Kind)
 		}
 	}
