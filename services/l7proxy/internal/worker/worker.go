@@ -70,6 +70,10 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 	}
 	reg := prometheus.NewRegistry()
 	metrics := proxy.NewMetrics(reg)
+	bounds, err := limits()
+	if err != nil {
+		return errors.Join(err, parent.Close())
+	}
 	w := &worker{log: log, parent: parent, view: &judgement.View{}}
 	w.pool = upstream.NewPool(func(ns handover.Namespace, family, n int) error {
 		return parent.Send(handover.Message{Kind: handover.Want, Namespace: ns, Family: family, Count: n})
@@ -78,7 +82,7 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 	var ring server.Ring
 	w.core = proxy.New(proxy.Config{
 		Rules: &table, Connections: w.view, Dialer: upstream.Dialer{Pool: w.pool},
-		Limits: limits(), Metrics: metrics, Verdict: ring.Add,
+		Limits: bounds, Metrics: metrics, Verdict: ring.Add,
 	}, log)
 	w.server = server.New(server.Config{
 		Version: version.Version, Rules: &table, Ring: &ring, Log: log,
@@ -94,15 +98,20 @@ func Run(ctx context.Context, files Files, log *slog.Logger) error {
 
 // limits are those of a node, or what this process' open files allow: a
 // connection takes two, three while it is made, and some are in use beside them.
-func limits() proxy.Limits {
+func limits() (proxy.Limits, error) {
 	const each, beside = 3, 2500
 	l := proxy.DefaultLimits()
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur < uint64(each*l.Connections+beside) {
+	// Not Getrlimit: on some machines that is a system call of its own, which a
+	// worker may not make.
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &files); err != nil {
+		return l, fmt.Errorf("ask how many files may be open: %w", err)
+	}
+	if files.Cur < uint64(each*l.Connections+beside) {
 		l.Connections = max(16, (int(files.Cur)-beside)/each)
 		l.PerClient = max(4, l.Connections/4)
 	}
-	return l
+	return l, nil
 }
 
 func (w *worker) bootstrap(files Files, reg *prometheus.Registry) (*bootstrap.Server, error) {
