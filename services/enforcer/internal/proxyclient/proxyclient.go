@@ -44,6 +44,10 @@ type Client struct {
 	cfg  Config
 	kept chan struct{} // capacity 1: the proxies may forget
 
+	// looked is closed when a proxy is taught, or the first look found none.
+	looked   chan struct{}
+	lookOnce sync.Once
+
 	// calls lets one SetRuleSets at a time reach the proxies, so that an old list
 	// never overtakes a newer one.
 	calls sync.Mutex
@@ -61,7 +65,7 @@ type Client struct {
 // New makes a Client that is not connected.
 func New(cfg Config) *Client {
 	return &Client{
-		cfg: cfg, kept: make(chan struct{}, 1),
+		cfg: cfg, kept: make(chan struct{}, 1), looked: make(chan struct{}),
 		known: map[rule.Verdict]desired.RuleSet{}, taught: map[*session]bool{},
 	}
 }
@@ -73,9 +77,21 @@ func (c *Client) Connected() bool {
 	return len(c.taught) > 0
 }
 
+// firstLook bounds the wait for a proxy that was there before this enforcer: its
+// connections must not be judged by numbers that it has not learned.
+const firstLook = 2 * time.Second
+
 // Learn returns when the proxy judges by sets too. If it is away, that is
 // ErrAway, and it learns them when it comes back.
 func (c *Client) Learn(ctx context.Context, sets []desired.RuleSet) error {
+	limit := time.NewTimer(firstLook)
+	defer limit.Stop()
+	select {
+	case <-c.looked:
+	case <-limit.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	c.calls.Lock()
 	defer c.calls.Unlock()
 	c.mu.Lock()
@@ -149,6 +165,9 @@ func (c *Client) Run(ctx context.Context) error {
 			delete(live, <-ended)
 		}
 	}()
+	if c.cfg.Instance() == 0 {
+		c.hasLooked()
+	}
 	for {
 		if instance := c.cfg.Instance(); instance != 0 && !live[instance] {
 			live[instance] = true
@@ -195,8 +214,11 @@ type session struct {
 	end   context.CancelFunc
 }
 
+func (c *Client) hasLooked() { c.lookOnce.Do(func() { close(c.looked) }) }
+
 // serve is one connection's life.
 func (c *Client) serve(ctx context.Context, instance uint64) {
+	defer c.hasLooked()
 	conn, err := c.cfg.Dial()
 	if err != nil {
 		c.cfg.Log.Error("proxy not connected", logkey.Error, err)
@@ -213,6 +235,7 @@ func (c *Client) serve(ctx context.Context, instance uint64) {
 		return
 	}
 	defer c.forget(s)
+	c.hasLooked()
 	c.cfg.Log.Info("proxy connected")
 	err = c.watch(ctx, s.proxy)
 	if ctx.Err() == nil {

@@ -142,6 +142,36 @@ func TestProxyLearnsAllBeforeItIsUsed(t *testing.T) {
 
 // A successor is taught beside the proxy that it replaces: it accepts only then,
 // and the old one serves its connections to their end.
+// An enforcer that has just started does not change what is in force before the
+// proxy that is there has learned of it.
+func TestLearnWaitsForAProxyThatIsThere(t *testing.T) {
+	p := &proxy{knows: map[uint32]bool{1: true}, set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)}
+	dial, stop := start(t, p)
+	defer stop()
+	c := proxyclient.New(proxyclient.Config{
+		Dial: dial, Instance: func() uint64 { return 1 }, Verdict: func(*l7proxyv1.RequestVerdict) {},
+		Lost: func(uint64) {}, Log: slog.New(slog.DiscardHandler),
+	})
+	learned := make(chan error, 1)
+	go func() { learned <- c.Learn(t.Context(), sets(2)) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- c.Run(ctx) }()
+	if err := <-learned; err != nil {
+		t.Errorf("learn: %v", err)
+	}
+	p.mu.Lock()
+	knows := p.knows[2]
+	p.mu.Unlock()
+	if !knows {
+		t.Error("the proxy does not know what it should have learned")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSuccessorIsTaughtBesideTheOld(t *testing.T) {
 	proxies := []*proxy{
 		{set: make(chan []uint32, 10), send: make(chan *l7proxyv1.WatchRequestsResponse)},
