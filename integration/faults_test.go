@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"weir.dev/weir/internal/netns"
 )
 
 // underLoad is a demo with all the traffic of steady.
@@ -167,35 +171,48 @@ func TestEnforcerAndProxyGone(t *testing.T) {
 	u.end(t)
 }
 
-// stopped pauses a part's processes until the returned function is called.
-func (u *underLoad) stopped(t *testing.T, part string) (resume func()) {
+// pid is a part's process; 0 if there is none.
+func (d *demo) pid(t *testing.T, part string) int {
 	t.Helper()
 	var list []struct {
 		Name string `json:"name"`
 		PID  int    `json:"pid"`
 	}
-	if err := json.Unmarshal([]byte(u.weir(t, 0, "demo", "ps", "-o", "json")), &list); err != nil {
+	if err := json.Unmarshal([]byte(d.weir(t, 0, "demo", "ps", "-o", "json")), &list); err != nil {
 		t.Fatal(err)
 	}
-	var pids []int
 	for _, p := range list {
 		if p.Name == part {
-			pids = append(pids, p.PID)
+			return p.PID
 		}
 	}
-	if len(pids) == 0 {
-		t.Fatalf("no part %s in %v", part, list)
+	t.Fatalf("no part %s in %v", part, list)
+	return 0
+}
+
+// stopped pauses a part's processes until the returned function is called.
+func (d *demo) stopped(t *testing.T, part string) (resume func()) {
+	t.Helper()
+	pids := []int{d.pid(t, part)}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[0]))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("children of %s: %v, %v", part, files, err)
 	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pids[0], pids[0]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range strings.Fields(string(children)) {
-		pid, err := strconv.Atoi(c)
+	for _, file := range files {
+		children, err := os.ReadFile(file)
 		if err != nil {
-			t.Fatal(err)
+			continue // of a thread that has ended
 		}
-		pids = append(pids, pid)
+		for _, c := range strings.Fields(string(children)) {
+			pid, err := strconv.Atoi(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	if strings.HasPrefix(part, "l7proxy") && len(pids) < 2 {
+		t.Fatalf("%s has no worker", part)
 	}
 	signal := func(s syscall.Signal) {
 		for _, pid := range pids {
@@ -298,7 +315,37 @@ func TestPlannedRestarts(t *testing.T) {
 		l.goesOn(t, u.demo, only(many, "many-"), 120) // each connection twice
 		t.Logf("%s: %v", part, time.Since(begun))
 	}
+	t.Run("beside", func(t *testing.T) {
+		next := u.beside(t, "l7proxy-n1")
+		u.all(t)
+		l.goesOn(t, u.demo, only(many, "many-"), 120)
+		u.part(t, "start", "l7proxy-n1") // beside that one
+		if err := next.Wait(); err != nil {
+			t.Errorf("the proxy that was replaced: %v", err)
+		}
+		u.all(t)
+		l.goesOn(t, u.demo, only(many, "many-"), 120)
+	})
 	l.stop(t)
 	l.judge(t, nil)
 	u.end(t)
+}
+
+// beside starts a part a second time, and waits until the first has ended for it.
+func (u *underLoad) beside(t *testing.T, part string) *exec.Cmd {
+	t.Helper()
+	pid := u.pid(t, part)
+	read := func(name string) []string {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
+	}
+	cmd := &exec.Cmd{Path: filepath.Join(the.bin, "weir-l7proxy"), Args: read("cmdline"), Env: read("environ")}
+	if err := netns.Of(pid).StartCommand(cmd); err != nil {
+		t.Fatal(err)
+	}
+	u.await(t, part+" ends for the other", func() bool { return u.pid(t, part) == 0 })
+	return cmd
 }

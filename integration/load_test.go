@@ -201,7 +201,7 @@ func (l *load) judge(t *testing.T, windows []window) {
 					near = fmt.Sprintf("%v after the begin of %q, which took %v", e.At.Sub(w.from), w.why, w.until.Sub(w.from))
 				}
 			}
-			t.Errorf("%s got %q after %v (reused %v), %s", e.Stream, e.Got, e.Took, e.Reused, near)
+			t.Errorf("%s: %s got %q after %v (reused %v), %s", e.At.UTC().Format("15:04:05.000"), e.Stream, e.Got, e.Took, e.Reused, near)
 		}
 	}
 	total, wanted := 0, 0

@@ -51,9 +51,11 @@ func TestReusedAddress(t *testing.T) {
 			if p.UID == last.UID || p.Labels["id"] != id {
 				return false
 			}
-			_, code := d.try(t, "", "exec", "reused", "--", "true")
+			if _, code := d.try(t, "", "exec", "reused", "--", "true"); code != 0 {
+				return false // not made yet
+			}
 			last = p
-			return code == 0
+			return true
 		})
 		if last.Status.PodIP != "10.244.1.77" {
 			t.Fatalf("the pod has address %s, want the one that it asks for", last.Status.PodIP)
