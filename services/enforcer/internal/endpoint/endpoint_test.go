@@ -35,6 +35,7 @@ type node struct {
 	links    map[string]uint32 // veths by name
 	failures []error           // of Register, one after the other
 	attached map[uint32]bool
+	hang     bool // weir-identity answers no Register
 }
 
 func (n *node) say(s string) {
@@ -84,8 +85,15 @@ func (n *node) Veth(name string) (uint32, [6]byte, error) {
 	return i, [6]byte{2}, nil
 }
 
-func (n *node) Register(_ context.Context, r *identityv1.RegisterRequest, _ ...grpc.CallOption) (*identityv1.RegisterResponse, error) {
+func (n *node) Register(ctx context.Context, r *identityv1.RegisterRequest, _ ...grpc.CallOption) (*identityv1.RegisterResponse, error) {
 	n.say("register " + r.GetName())
+	n.mu.Lock()
+	hang := n.hang
+	n.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.failures) > 0 {
@@ -350,14 +358,19 @@ func TestProgramsThatSomebodyTookOffComeBack(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	f.lost.Store(true)
 	f.mu.Lock()
+	f.hang = true // packets that nobody judges do not wait for weir-identity
 	delete(f.attached, 7)
 	f.mu.Unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- f.server.Run(ctx) }()
-	for f.Attached(7) != nil {
+	for began := time.Now(); f.Attached(7) != nil && time.Since(began) < 3*time.Second; {
 		runtime.Gosched()
+	}
+	if err := f.Attached(7); err != nil {
+		t.Error(err)
 	}
 	cancel()
 	if err := <-ended; err != nil {

@@ -353,22 +353,42 @@ func (s *Server) reattachOne(key Key) error {
 	return nil
 }
 
+// lookEvery is how often Run looks for what is to be done.
+const lookEvery = 2 * time.Second
+
 // Run gives the addresses of removed pods back, registers again whose
 // registration was lost, and looks after the programs of all, until ctx ends. What
-// cannot be done while weir-identity is away is tried again.
+// cannot be done while weir-identity is away is tried again; the programs wait
+// for nobody.
 func (s *Server) Run(ctx context.Context) error {
-	retry := time.NewTicker(2 * time.Second)
+	var programs sync.WaitGroup
+	programs.Go(func() { s.keepAttached(ctx) })
+	defer programs.Wait()
+	retry := time.NewTicker(lookEvery)
 	defer retry.Stop()
 	for {
 		if err := errors.Join(s.releaseAll(ctx), s.registerAgain(ctx)); err != nil {
 			s.log.Error("endpoints not written down", logkey.Error, err)
 		}
-		s.reattach()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.release:
 		case <-retry.C:
+		}
+	}
+}
+
+// keepAttached looks after the programs of all endpoints until ctx ends.
+func (s *Server) keepAttached(ctx context.Context) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		s.reattach()
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
 		}
 	}
 }
