@@ -263,6 +263,23 @@ func (n *node) dial(t *testing.T, client, server string) net.Conn {
 	return c
 }
 
+// fails connects and reads, and returns what went wrong.
+func (n *node) fails(t *testing.T, client, server string) error {
+	t.Helper()
+	var failed error
+	n.clients.do(t, func() error {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(client)), Timeout: 5 * time.Second}
+		c, err := d.Dial("tcp", server)
+		if err != nil {
+			failed = err
+			return nil
+		}
+		_, failed = c.Read(make([]byte, 1))
+		return c.Close()
+	})
+	return failed
+}
+
 // get asks on a connection and returns status and body.
 func get(t *testing.T, c net.Conn, path string) string {
 	t.Helper()
