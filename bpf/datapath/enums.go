@@ -144,6 +144,7 @@ const (
 	CTDenied            = 0x100
 	CTResetEgress       = 0x200
 	CTResetIngress      = 0x400
+	CTEstablished       = 0x800
 	CTAnsweredEgress    = 0x800
 	CTAnsweredIngress   = 0x1000
 	CTResetTwiceEgress  = 0x2000

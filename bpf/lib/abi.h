@@ -163,6 +163,7 @@ enum weir_ct_flag {
 	 * reset, a bare ACK that answered it, the reset that followed. */
 	WEIR_CT_RESET_EGRESS = 0x200,
 	WEIR_CT_RESET_INGRESS = 0x400,
+	WEIR_CT_ESTABLISHED = 0x800, /* the initiator has spoken after the reply */
 	WEIR_CT_ANSWERED_EGRESS = 0x800,
 	WEIR_CT_ANSWERED_INGRESS = 0x1000,
 	WEIR_CT_RESET_TWICE_EGRESS = 0x2000,

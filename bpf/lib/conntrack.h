@@ -103,6 +103,8 @@ static __always_inline void ct_touch(const struct judgement *j, struct weir_ct *
 	ct_see(ct);
 	if (!ct_src_initiates(j, flags))
 		add |= WEIR_CT_SEEN_REPLY;
+	else if (flags & WEIR_CT_SEEN_REPLY && !(j->packet.tcp_flags & TCP_SYN))
+		add |= WEIR_CT_ESTABLISHED;
 	if (closes && j->packet.tcp_flags & TCP_FIN)
 		add |= j->src_first ? WEIR_CT_FIN_A : WEIR_CT_FIN_B;
 	if (closes && j->packet.tcp_flags & TCP_RST)

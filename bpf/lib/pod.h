@@ -91,7 +91,7 @@ static __noinline bool remember(struct __sk_buff *skb, struct judgement *j, __u3
 		clear = ~0U;
 	else if (begins)
 		clear = WEIR_CT_GUESSED | WEIR_CT_FIN_A | WEIR_CT_FIN_B | WEIR_CT_RST |
-			WEIR_CT_SEEN_REPLY | WEIR_CT_DENIED | ct_reset_flag(j->slot) |
+			WEIR_CT_SEEN_REPLY | WEIR_CT_ESTABLISHED | WEIR_CT_DENIED | ct_reset_flag(j->slot) |
 			ct_answered_flag(j->slot) | ct_reset_twice_flag(j->slot) |
 			ct_proxied_flag(j->slot);
 	else

@@ -18,6 +18,21 @@ func (l *lab) established(f frame) {
 	l.want("ACK reaches B", l.toPod(1, f.with(ack)), next, 0)
 }
 
+// An answer alone makes no connection: whoever sends SYNs gets answers.
+func TestAnsweredSYNIsNotEstablished(t *testing.T) {
+	l := newPods(t)
+	f := aToB(80)
+	for range 2 {
+		l.fromPod(0, f)
+		l.toPod(1, f)
+		l.fromPod(1, f.back().with(syn|ack))
+		l.toPod(0, f.back().with(syn|ack))
+	}
+	if ct, _ := l.ct(f); ct.Flags&datapath.CTEstablished != 0 {
+		t.Errorf("established after a SYN and its answer: flags %#x", ct.Flags)
+	}
+}
+
 // One entry serves both directions and both pods, each with a slot of its own.
 func TestEstablished(t *testing.T) {
 	l := newPods(t)
@@ -33,8 +48,8 @@ func TestEstablished(t *testing.T) {
 			t.Errorf("slot %d was made by endpoint %d, want %d", slot, ct.Endpoint[slot], want+100)
 		}
 	}
-	if ct.Flags != datapath.CTAInitiates|datapath.CTSeenReply {
-		t.Errorf("flags %#x, want A's SYN and an answer", ct.Flags)
+	if ct.Flags != datapath.CTAInitiates|datapath.CTSeenReply|datapath.CTEstablished {
+		t.Errorf("flags %#x, want A's SYN, an answer, and more of A", ct.Flags)
 	}
 	if ct.Owner != l.ifs[0]+100 {
 		t.Errorf("the entry is of endpoint %d's quota, want %d", ct.Owner, l.ifs[0]+100)

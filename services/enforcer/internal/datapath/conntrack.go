@@ -19,7 +19,7 @@ import (
 // How long a flow without a packet is remembered.
 const (
 	tcpEstablished = 6 * time.Hour
-	tcpOpening     = time.Minute
+	tcpOpening     = 10 * time.Second // a SYN that comes again makes it again
 	tcpClosing     = 10 * time.Second
 	anyReplied     = 2 * time.Minute
 	anyUnreplied   = time.Minute
@@ -143,7 +143,7 @@ func lifetime(protocol uint8, v bpf.WeirCt) time.Duration {
 		return tcpClosing
 	case v.Slot[0].Ifindex == 0 && v.Slot[1].Ifindex == 0: // was reset: forbidden
 		return tcpClosing
-	case replied:
+	case v.Flags&bpf.CTEstablished != 0:
 		return tcpEstablished
 	}
 	return tcpOpening

@@ -44,13 +44,14 @@ func TestFlowsAreForgottenInTime(t *testing.T) {
 		reset    bool
 		want     bool // it goes
 	}{
-		"an established connection stays":   {rule.TCP, time.Hour, bpf.CTSeenReply, false, false},
-		"until it was silent for six hours": {rule.TCP, 7 * time.Hour, bpf.CTSeenReply, false, true},
+		"an established connection stays":   {rule.TCP, time.Hour, bpf.CTSeenReply | bpf.CTEstablished, false, false},
+		"until it was silent for six hours": {rule.TCP, 7 * time.Hour, bpf.CTSeenReply | bpf.CTEstablished, false, true},
 		"an unanswered SYN goes":            {rule.TCP, 2 * time.Minute, 0, false, true},
-		"a half closed connection stays":    {rule.TCP, time.Hour, bpf.CTSeenReply | bpf.CTFINA, false, false},
-		"a closed connection goes":          {rule.TCP, time.Minute, bpf.CTSeenReply | bpf.CTFINA | bpf.CTFINB, false, true},
-		"a reset connection goes":           {rule.TCP, time.Minute, bpf.CTSeenReply | bpf.CTRST, false, true},
-		"a connection that was cut goes":    {rule.TCP, time.Minute, bpf.CTSeenReply, true, true},
+		"a SYN that was answered goes":      {rule.TCP, time.Minute, bpf.CTSeenReply, false, true},
+		"a half closed connection stays":    {rule.TCP, time.Hour, bpf.CTSeenReply | bpf.CTEstablished | bpf.CTFINA, false, false},
+		"a closed connection goes":          {rule.TCP, time.Minute, bpf.CTSeenReply | bpf.CTEstablished | bpf.CTFINA | bpf.CTFINB, false, true},
+		"a reset connection goes":           {rule.TCP, time.Minute, bpf.CTSeenReply | bpf.CTEstablished | bpf.CTRST, false, true},
+		"a connection that was cut goes":    {rule.TCP, time.Minute, bpf.CTSeenReply | bpf.CTEstablished, true, true},
 		"an answered datagram's flow stays": {rule.UDP, 100 * time.Second, bpf.CTSeenReply, false, false},
 		"an unanswered one's goes":          {rule.UDP, 100 * time.Second, 0, false, true},
 	}
