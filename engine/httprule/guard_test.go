@@ -32,6 +32,7 @@ func TestGuard(t *testing.T) {
 		{Method: str("GET"), Path: str("/public/.*")},
 		{Method: str("GET"), Path: str("^/a%2Fb$")},
 		{Method: str("PUT")},
+		{Method: str("HEAD"), Path: str("/[^p].*")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -48,6 +49,9 @@ func TestGuard(t *testing.T) {
 		{"an exact rule matches its own spelling", "GET", "/a%2Fb", 1, true, false},
 		{"and no other", "GET", "/a%2fb", 0, false, false},
 		{"a rule without a path matches any", "PUT", "/public/../x", 2, true, false},
+		{"a needless escape that is let pass without it too", "GET", "/public/%61", 0, true, false},
+		{"a needless escape that hides what is not let pass", "HEAD", "/%70rivate/a?x=%70", 0, false, true},
+		{"and what is", "HEAD", "/other%2Da?x", 3, true, false},
 		{"dots in a query are none", "GET", "/public/a?../..", 0, true, false},
 	}
 	for _, tt := range tests {

@@ -93,3 +93,36 @@ func hex(c byte) (byte, bool) {
 func dots(segment string) bool {
 	return strings.Contains(segment, ".") && strings.Trim(segment, ". ") == ""
 }
+
+// unescapeUnreserved decodes the escapes in a target's path that stand for a
+// letter, a digit, or one of -._~, and reports whether there was one.
+func unescapeUnreserved(target string) (string, bool) {
+	path, query, hasQuery := strings.Cut(target, "?")
+	if !strings.Contains(path, "%") {
+		return target, false
+	}
+	b := make([]byte, 0, len(target))
+	for i := 0; i < len(path); i++ {
+		if c, ok := escape(path[i:]); path[i] == '%' && ok && unreserved(c) {
+			b = append(b, c)
+			i += 2
+			continue
+		}
+		b = append(b, path[i])
+	}
+	if len(b) == len(path) {
+		return target, false
+	}
+	if hasQuery {
+		b = append(append(b, '?'), query...)
+	}
+	return string(b), true
+}
+
+func unreserved(c byte) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return true
+	}
+	return strings.IndexByte("-._~", c) >= 0
+}
