@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -144,6 +145,9 @@ func (s *content) identity(e statelog.Event) {
 		id.Labels = append(id.Labels, rule.Label{Key: l.GetKey(), Value: l.GetValue()})
 	}
 	for _, p := range v.GetNamedPorts() {
+		if p.GetProtocol() > math.MaxUint8 || p.GetPort() > math.MaxUint16 {
+			continue // no packet has them
+		}
 		id.NamedPorts = append(id.NamedPorts, rule.NamedPort{
 			Name: p.GetName(), Protocol: uint8(p.GetProtocol()), Port: uint16(p.GetPort()),
 		})
@@ -184,13 +188,16 @@ func frontends(v *identityv1.Service) []rule.Service {
 		}
 		a = a.Unmap()
 		for _, p := range v.GetPorts() {
+			if p.GetProtocol() > math.MaxUint8 || p.GetPort() > math.MaxUint16 {
+				continue // no packet has them
+			}
 			f := rule.Service{
 				Addr: a, Protocol: uint8(p.GetProtocol()), Port: uint16(p.GetPort()),
 				Namespace: v.GetNamespace(), Name: v.GetName(),
 			}
 			for _, b := range p.GetBackends() {
 				to, ok := netip.AddrFromSlice(b.GetAddress())
-				if ok && to.Unmap().Is4() == a.Is4() {
+				if ok && to.Unmap().Is4() == a.Is4() && b.GetPort() <= math.MaxUint16 {
 					f.Backends = append(f.Backends, rule.Backend{Addr: to.Unmap(), Port: uint16(b.GetPort())})
 				}
 			}
