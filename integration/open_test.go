@@ -243,28 +243,35 @@ func TestOpenConnections(t *testing.T) {
 		}
 	}
 	for name, sink := range sinks {
-		for _, o := range open {
-			listen := fmt.Sprintf(":%d", o.port)
-			if !o.cut {
-				if i := slices.IndexFunc(sink.now(), func(f fate) bool { return f.Listen == listen && f.Ended != "" }); i >= 0 {
-					t.Errorf("%s, port %d: a connection ended with %q, want it to live on", name, o.port, sink.now()[i].Ended)
-				}
-				continue
+		sink.wantCuts(t, d, name, inForce)
+	}
+}
+
+// wantCuts wants the servers' ends of the connections that the policy forbids
+// reset, and the others open.
+func (f *fates) wantCuts(t *testing.T, d *demo, name string, inForce time.Time) {
+	t.Helper()
+	for _, o := range open {
+		listen := fmt.Sprintf(":%d", o.port)
+		if !o.cut {
+			if i := slices.IndexFunc(f.now(), func(f fate) bool { return f.Listen == listen && f.Ended != "" }); i >= 0 {
+				t.Errorf("%s, port %d: a connection ended with %q, want it to live on", name, o.port, f.now()[i].Ended)
 			}
-			const connections = 4 // idle and busy, IPv4 and IPv6
-			ends := func() (out []fate) {
-				for _, f := range sink.now() {
-					if f.Listen == listen && f.Ended != "" {
-						out = append(out, f)
-					}
+			continue
+		}
+		const connections = 4 // idle and busy, IPv4 and IPv6
+		ends := func() (out []fate) {
+			for _, f := range f.now() {
+				if f.Listen == listen && f.Ended != "" {
+					out = append(out, f)
 				}
-				return out
 			}
-			d.await(t, fmt.Sprintf("%s, port %d: all connections are cut", name, o.port), func() bool { return len(ends()) >= connections })
-			for _, f := range ends()[:connections] {
-				if f.Ended != "reset" || f.At.After(inForce.Add(cutWithin)) {
-					t.Errorf("%s, port %d: %s ended with %q %v after the policy was in force, want a reset", name, o.port, f.Client, f.Ended, f.At.Sub(inForce))
-				}
+			return out
+		}
+		d.await(t, fmt.Sprintf("%s, port %d: all connections are cut", name, o.port), func() bool { return len(ends()) >= connections })
+		for _, f := range ends()[:connections] {
+			if f.Ended != "reset" || f.At.After(inForce.Add(cutWithin)) {
+				t.Errorf("%s, port %d: %s ended with %q %v after the policy was in force, want a reset", name, o.port, f.Client, f.Ended, f.At.Sub(inForce))
 			}
 		}
 	}
