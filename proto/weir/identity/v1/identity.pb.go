@@ -952,7 +952,9 @@ func (x *RegisterNodeRequest) GetAddresses() [][]byte {
 }
 
 type RegisterNodeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses that were left out: the Node object does not vouch for them.
+	Refused       [][]byte `protobuf:"bytes,1,rep,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -985,6 +987,13 @@ func (x *RegisterNodeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RegisterNodeResponse.ProtoReflect.Descriptor instead.
 func (*RegisterNodeResponse) Descriptor() ([]byte, []int) {
 	return file_weir_identity_v1_identity_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RegisterNodeResponse) GetRefused() [][]byte {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
 }
 
 type LookupRequest struct {
@@ -1849,8 +1858,9 @@ const file_weir_identity_v1_identity_proto_rawDesc = "" +
 	"\x0fReleaseResponse\x12\x1a\n" +
 	"\breleased\x18\x01 \x01(\rR\breleased\"3\n" +
 	"\x13RegisterNodeRequest\x12\x1c\n" +
-	"\taddresses\x18\x01 \x03(\fR\taddresses\"\x16\n" +
-	"\x14RegisterNodeResponse\")\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\"0\n" +
+	"\x14RegisterNodeResponse\x12\x18\n" +
+	"\arefused\x18\x01 \x03(\fR\arefused\")\n" +
 	"\rLookupRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\"e\n" +
 	"\x0eLookupResponse\x127\n" +

@@ -51,6 +51,8 @@ type IdentityServiceClient interface {
 	// another owner by now is left alone.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
 	// RegisterNode replaces the set of addresses that the calling node itself has.
+	// Only addresses that its Node object names, or that lie in the Node's own pod
+	// ranges, are taken; the rest stays what it was to everybody else.
 	RegisterNode(ctx context.Context, in *RegisterNodeRequest, opts ...grpc.CallOption) (*RegisterNodeResponse, error)
 	// Lookup finds one address: its record, or none together with the head of
 	// the address stream at which there was none.
@@ -193,6 +195,8 @@ type IdentityServiceServer interface {
 	// another owner by now is left alone.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	// RegisterNode replaces the set of addresses that the calling node itself has.
+	// Only addresses that its Node object names, or that lie in the Node's own pod
+	// ranges, are taken; the rest stays what it was to everybody else.
 	RegisterNode(context.Context, *RegisterNodeRequest) (*RegisterNodeResponse, error)
 	// Lookup finds one address: its record, or none together with the head of
 	// the address stream at which there was none.

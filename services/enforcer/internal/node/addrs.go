@@ -71,6 +71,7 @@ type registrar struct {
 	known      func(a netip.Addr, podUID string) bool // by the address stream
 	changed    func([]netip.Addr)
 	log        *slog.Logger
+	refused    []netip.Addr // by identity, when it was last asked
 }
 
 const (
@@ -140,6 +141,18 @@ func (r *registrar) register(ctx context.Context, addrs []netip.Addr) error {
 			req.Addresses = append(req.Addresses, a.AsSlice())
 		}
 	}
-	_, err := r.identities.RegisterNode(ctx, req, grpc.WaitForReady(true))
-	return err
+	resp, err := r.identities.RegisterNode(ctx, req, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	var refused []netip.Addr
+	for _, b := range resp.GetRefused() {
+		a, _ := netip.AddrFromSlice(b)
+		refused = append(refused, a.Unmap())
+	}
+	if !slices.Equal(refused, r.refused) {
+		r.refused = refused
+		r.log.Info("addresses that the Node object does not vouch for are not told to other nodes", logkey.Address, refused)
+	}
+	return nil
 }

@@ -111,7 +111,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	e.loop.SetNodeAddrs(heard)
-	nodes := registrar{e.identities, e.addresses.Registered, e.loop.SetNodeAddrs, log}
+	nodes := registrar{identities: e.identities, known: e.addresses.Registered, changed: e.loop.SetNodeAddrs, log: log}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		e.proxyNet.Run, e.loop.Run, e.policy.Run, e.addresses.Run, e.proxy.Run, nodes.run,

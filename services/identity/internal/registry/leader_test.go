@@ -152,8 +152,12 @@ func TestAddressesOfWhatIsNoMoreGo(t *testing.T) {
 	r.withPod(t, "b", "two")
 	r.mustRegister(t, "a", 2)
 	r.mustRegister(t, "b", 3)
-	if err := r.RegisterNode(t.Context(), "n1", &identityv1.RegisterNodeRequest{Addresses: [][]byte{{10, 200, 0, 1}}}); err != nil {
-		t.Fatal(err)
+	n1 := source.Key{Kind: object.KindNode, Name: "n1"}
+	r.source.Apply(source.Batch{Upserts: []source.Object{{Key: n1, Value: &corev1.Node{
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.200.0.1"}}},
+	}}}})
+	if refused, err := r.RegisterNode(t.Context(), "n1", &identityv1.RegisterNodeRequest{Addresses: [][]byte{{10, 200, 0, 1}}}); err != nil || len(refused) > 0 {
+		t.Fatal(refused, err)
 	}
 	r.withoutPod("a")
 	// Another's address was released in the usual way, and is not remembered.
@@ -175,6 +179,7 @@ func TestAddressesOfWhatIsNoMoreGo(t *testing.T) {
 	if len(got) != 2 || got[0] != "n1" || got[1] != "bn1" {
 		t.Errorf("records left: %q, want those of the node and of b", got)
 	}
+	r.source.Apply(source.Batch{Deletes: []source.Key{n1}})
 	// Once the source has nodes, one that it does not have is gone.
 	node := &identityv1.AddressRecord{Node: "n1", NodeAddress: true}
 	if !Alive(r.source, node) {

@@ -276,18 +276,28 @@ func (r *Registry) Release(ctx context.Context, node string, req *identityv1.Rel
 	return released, nil
 }
 
-// RegisterNode replaces the set of addresses that a node itself has. What it
+// RegisterNode replaces the set of addresses that a node itself has, and returns
+// those that its Node object does not vouch for: a node may not say that the
+// world's addresses, a Service's or another node's pods' are its own. What it
 // may have it gets even if others are refused.
-func (r *Registry) RegisterNode(ctx context.Context, node string, req *identityv1.RegisterNodeRequest) error {
-	addrs, err := parseAddresses(req.GetAddresses())
+func (r *Registry) RegisterNode(ctx context.Context, node string, req *identityv1.RegisterNodeRequest) (refused []netip.Addr, err error) {
+	all, err := parseAddresses(req.GetAddresses())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.Ready(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.writer.CatchUp(ctx); err != nil {
-		return err
+		return nil, err
+	}
+	var addrs []netip.Addr
+	for _, a := range all {
+		if r.vouched(node, a) {
+			addrs = append(addrs, a)
+		} else {
+			refused = append(refused, a)
+		}
 	}
 	var errs []error
 	for _, a := range addrs {
@@ -304,7 +314,26 @@ func (r *Registry) RegisterNode(ctx context.Context, node string, req *identityv
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	return refused, errors.Join(errs...)
+}
+
+// vouched tells whether the source's Node object names the address, or has it in
+// one of its pod ranges. A node that the source does not know has none.
+func (r *Registry) vouched(node string, a netip.Addr) bool {
+	o, _ := r.source.Get(source.Key{Kind: object.KindNode, Name: node})
+	n, ok := o.Value.(*corev1.Node)
+	if !ok {
+		return false
+	}
+	for _, s := range n.Status.Addresses {
+		if b, err := netip.ParseAddr(s.Address); err == nil && b.Unmap() == a {
+			return true
+		}
+	}
+	return slices.ContainsFunc(append(n.Spec.PodCIDRs, n.Spec.PodCIDR), func(s string) bool {
+		p, err := netip.ParsePrefix(s)
+		return err == nil && p.Contains(a)
+	})
 }
 
 func parseAddresses(raw [][]byte) ([]netip.Addr, error) {

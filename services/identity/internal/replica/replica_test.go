@@ -290,6 +290,16 @@ func TestHeadIsPublished(t *testing.T) {
 	}
 }
 
+func (c *cluster) node(name, podRange string, addrs ...string) {
+	c.t.Helper()
+	var list []string
+	for _, a := range addrs {
+		list = append(list, fmt.Sprintf("{type: InternalIP, address: %q}", a))
+	}
+	c.write("node-"+name, "apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDRs: [%q]}\nstatus: {addresses: [%s]}\n",
+		name, podRange, strings.Join(list, ", "))
+}
+
 func registerNode(c *cluster, client identityv1.IdentityServiceClient, addrs ...string) error {
 	req := &identityv1.RegisterNodeRequest{}
 	for _, a := range addrs {
@@ -301,6 +311,7 @@ func registerNode(c *cluster, client identityv1.IdentityServiceClient, addrs ...
 
 func TestNodeReplacesItsAddresses(t *testing.T) {
 	c := newCluster(t)
+	c.node("n1", "10.244.1.0/24", "10.200.0.1", "fd00:200::1", "10.200.0.7")
 	r := c.start("identity-0").ready()
 	n1 := r.as(tlsconf.Node, "n1")
 	if err := registerNode(c, n1, "10.200.0.1", "fd00:200::1"); err != nil {
@@ -320,6 +331,50 @@ func TestNodeReplacesItsAddresses(t *testing.T) {
 	}
 	if want := []string{"n1 10.200.0.1", "n1 10.200.0.7"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// A node has what its Node object says and its own pods' ranges, and nothing of
+// the world's, a Service's or another node's, whatever it claims.
+func TestS9NodeHasOnlyItsOwnAddresses(t *testing.T) {
+	c := newCluster(t)
+	c.node("n1", "10.244.1.0/24", "10.200.0.1")
+	c.node("n3", "10.244.3.0/24", "10.200.0.3")
+	r := c.start("identity-0").ready()
+	claim := func(node string, addrs ...string) []string {
+		req := &identityv1.RegisterNodeRequest{}
+		for _, a := range addrs {
+			req.Addresses = append(req.Addresses, addr(a))
+		}
+		resp, err := r.as(tlsconf.Node, node).RegisterNode(c.ctx(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var refused []string
+		for _, b := range resp.GetRefused() {
+			a, _ := netip.AddrFromSlice(b)
+			refused = append(refused, a.Unmap().String())
+		}
+		return refused
+	}
+	if got, want := claim("n1", "10.200.0.1", "10.244.1.1", "8.8.8.8", "10.96.0.10", "10.244.3.9", "10.200.0.3"),
+		[]string{"8.8.8.8", "10.96.0.10", "10.200.0.3", "10.244.3.9"}; !slices.Equal(got, want) {
+		t.Errorf("refused %v, want %v", got, want)
+	}
+	if got, want := claim("n9", "10.200.0.9"), []string{"10.200.0.9"}; !slices.Equal(got, want) {
+		t.Errorf("a node that nobody knows: refused %v, want %v", got, want)
+	}
+	list, err := r.operator().ListAddresses(c.ctx(), &identityv1.ListAddressesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, rec := range list.GetRecords() {
+		a, _ := netip.AddrFromSlice(rec.GetAddress())
+		got = append(got, rec.GetNode()+" "+a.Unmap().String())
+	}
+	if want := []string{"n1 10.200.0.1", "n1 10.244.1.1"}; !slices.Equal(got, want) {
+		t.Errorf("records %v, want %v", got, want)
 	}
 }
 

@@ -52,6 +52,8 @@ func TestS8LateReleaseDoesNotRemoveTheNewOwner(t *testing.T) {
 
 func TestS9NodeSpeaksOnlyForItself(t *testing.T) {
 	c := newCluster(t)
+	c.node("n1", "10.244.1.0/24", "10.200.0.1")
+	c.node("n2", "10.244.2.0/24", "10.200.0.2")
 	c.pod("app1", "u1", "n2", "id: app1")
 	c.pod("app3", "u3", "n1", "id: app3")
 	r := c.start("identity-0").ready()
@@ -77,8 +79,12 @@ func TestS9NodeSpeaksOnlyForItself(t *testing.T) {
 	wantCode(t, "a pod in a namespace that nobody declares", err, codes.FailedPrecondition)
 	_, err = n1.Register(c.ctx(), register("app3", "u3"))
 	wantCode(t, "a pod without addresses", err, codes.InvalidArgument)
-	wantCode(t, "n1 claims n2's own address", registerNode(c, n1, "10.200.0.2", "10.200.0.1"), codes.AlreadyExists)
-	look, err := n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.200.0.1")})
+	wantCode(t, "n1 says what it has, and n2's own address", registerNode(c, n1, "10.200.0.2", "10.200.0.1"), codes.OK)
+	look, err := n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.200.0.2")})
+	if err != nil || look.GetRecord().GetNode() != "n2" {
+		t.Errorf("n2 lost its address to n1: %v, %v", look, err)
+	}
+	look, err = n1.Lookup(c.ctx(), &identityv1.LookupRequest{Address: addr("10.200.0.1")})
 	if err != nil || look.GetRecord().GetNode() != "n1" || !look.GetRecord().GetNodeAddress() {
 		t.Errorf("n1 did not get what it may have: %v, %v", look, err)
 	}

@@ -130,10 +130,15 @@ func (s *Server) RegisterNode(ctx context.Context, req *identityv1.RegisterNodeR
 	if err != nil {
 		return nil, err
 	}
-	if err := s.c.Registry.RegisterNode(ctx, node, req); err != nil {
+	refused, err := s.c.Registry.RegisterNode(ctx, node, req)
+	if err != nil {
 		return nil, codeOf(err)
 	}
-	return &identityv1.RegisterNodeResponse{}, nil
+	resp := &identityv1.RegisterNodeResponse{}
+	for _, a := range refused {
+		resp.Refused = append(resp.Refused, a.AsSlice())
+	}
+	return resp, nil
 }
 
 // Lookup implements the RPC.
