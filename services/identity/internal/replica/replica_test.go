@@ -309,6 +309,21 @@ func registerNode(c *cluster, client identityv1.IdentityServiceClient, addrs ...
 	return err
 }
 
+// addressesOfNodes lists what nodes have, as "NODE ADDRESS".
+func (r *running) addressesOfNodes() []string {
+	r.c.t.Helper()
+	list, err := r.operator().ListAddresses(r.c.ctx(), &identityv1.ListAddressesRequest{})
+	if err != nil {
+		r.c.t.Fatal(err)
+	}
+	var out []string
+	for _, rec := range list.GetRecords() {
+		a, _ := netip.AddrFromSlice(rec.GetAddress())
+		out = append(out, rec.GetNode()+" "+a.Unmap().String())
+	}
+	return out
+}
+
 func TestNodeReplacesItsAddresses(t *testing.T) {
 	c := newCluster(t)
 	c.node("n1", "10.244.1.0/24", "10.200.0.1", "fd00:200::1", "10.200.0.7")
@@ -320,18 +335,13 @@ func TestNodeReplacesItsAddresses(t *testing.T) {
 	if err := registerNode(c, n1, "10.200.0.1", "10.200.0.7"); err != nil {
 		t.Fatal(err)
 	}
-	list, err := r.operator().ListAddresses(c.ctx(), &identityv1.ListAddressesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, rec := range list.GetRecords() {
-		a, _ := netip.AddrFromSlice(rec.GetAddress())
-		got = append(got, rec.GetNode()+" "+a.Unmap().String())
-	}
-	if want := []string{"n1 10.200.0.1", "n1 10.200.0.7"}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
+	want := []string{"n1 10.200.0.1", "n1 10.200.0.7"}
+	r.eventually("n1 has what it said last", func() error {
+		if got := r.addressesOfNodes(); !slices.Equal(got, want) {
+			return fmt.Errorf("got %v, want %v", got, want)
+		}
+		return nil
+	})
 }
 
 // A node has what its Node object says and its own pods' ranges, and nothing of
@@ -364,18 +374,13 @@ func TestS9NodeHasOnlyItsOwnAddresses(t *testing.T) {
 	if got, want := claim("n9", "10.200.0.9"), []string{"10.200.0.9"}; !slices.Equal(got, want) {
 		t.Errorf("a node that nobody knows: refused %v, want %v", got, want)
 	}
-	list, err := r.operator().ListAddresses(c.ctx(), &identityv1.ListAddressesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, rec := range list.GetRecords() {
-		a, _ := netip.AddrFromSlice(rec.GetAddress())
-		got = append(got, rec.GetNode()+" "+a.Unmap().String())
-	}
-	if want := []string{"n1 10.200.0.1", "n1 10.244.1.1"}; !slices.Equal(got, want) {
-		t.Errorf("records %v, want %v", got, want)
-	}
+	want := []string{"n1 10.200.0.1", "n1 10.244.1.1"}
+	r.eventually("n1 has what it may have", func() error {
+		if got := r.addressesOfNodes(); !slices.Equal(got, want) {
+			return fmt.Errorf("records %v, want %v", got, want)
+		}
+		return nil
+	})
 }
 
 // state reads the log as the test sees it.
