@@ -16,7 +16,7 @@ FILE     ?= services/l7proxy/internal/http1/testdata/http-bypass.json
 # The binaries are static: pods and nodes of the demo, and images, have no libc.
 export CGO_ENABLED := 0
 
-.PHONY: all help build test demo lint generate check-generated standalone tidy conformance test-bypass bpf clean tools deps-run deps-generate
+.PHONY: all help build test test-faults demo lint generate check-generated standalone tidy conformance test-bypass bpf clean tools deps-run deps-generate
 
 all: build lint test ## build, lint and test
 
@@ -39,10 +39,14 @@ test: deps-run ## every test; prints what building and what testing took
 	go test -trimpath -count=1 -p 2 -timeout 20m work; \
 	echo "testing took $$(($$(date +%s)-built)) s"
 
+test-faults: deps-run ## parts killed, paused and restarted, and policies changed, under steady load
+	go test -trimpath -count=1 -timeout 20m -tags faults ./integration
+
 lint: $(TOOLS)/stamp ## gofmt, vet, staticcheck, buf lint and breaking
 	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	go vet work
+	go vet -tags faults ./integration
 	@for m in $(MODULES); do (cd $$m && $(CURDIR)/$(TOOLS)/staticcheck ./...); done
 	$(TOOLS)/buf lint
 	$(TOOLS)/buf breaking --against proto/baseline.binpb
