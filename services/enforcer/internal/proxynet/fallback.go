@@ -26,12 +26,13 @@ type fallback struct {
 	p    *ProxyNet
 	open chan struct{} // has a token for each connection being answered
 
-	mu     sync.Mutex
-	resume chan struct{} // closed while it answers
+	mu        sync.Mutex
+	answering bool
+	resume    chan struct{} // closed while it answers
 }
 
 func newFallback(p *ProxyNet) *fallback {
-	f := &fallback{p: p, open: make(chan struct{}, answersAtOnce), resume: make(chan struct{})}
+	f := &fallback{p: p, open: make(chan struct{}, answersAtOnce), answering: true, resume: make(chan struct{})}
 	close(f.resume)
 	return f
 }
@@ -39,17 +40,11 @@ func newFallback(p *ProxyNet) *fallback {
 // control starts and stops answering as proxies come and go. It does not begin
 // while the next proxy is waited for.
 func (f *fallback) control(ctx context.Context) error {
-	answering := true
 	waited := time.NewTimer(0)
 	defer waited.Stop()
 	for {
-		connected, waits := f.p.Connected(), f.p.waits()
-		if want := !connected && waits == 0; want != answering {
-			answering = want
-			f.set(answering)
-			f.p.log.Info("proxy changed", "accepting", connected, "answering", answering)
-		}
-		if answering {
+		waits := f.p.waits()
+		if f.follow(waits == 0) {
 			f.p.letGo()
 		}
 		waited.Reset(max(waits, time.Millisecond))
@@ -58,7 +53,7 @@ func (f *fallback) control(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			f.set(false)
+			f.pause()
 			f.each(func(ln *net.TCPListener) error { return ln.SetDeadline(past) })
 			return nil
 		case <-f.p.changed:
@@ -69,19 +64,38 @@ func (f *fallback) control(ctx context.Context) error {
 
 var past = time.Unix(1, 0)
 
-func (f *fallback) set(answering bool) {
+// follow answers if no proxy accepts, and it may, and tells whether it does. It
+// looks and acts in one: pause comes before or after it as a whole.
+func (f *fallback) follow(may bool) (answering bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	connected := f.p.Connected()
+	if want := may && !connected; want != f.answering {
+		f.set(want)
+		f.p.log.Info("proxy changed", "accepting", connected, "answering", want)
+	}
+	return f.answering
+}
+
+// pause stops answering. When it has returned, a connection that comes to the
+// listeners is left to the proxy.
+func (f *fallback) pause() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.answering {
+		f.set(false)
+	}
+}
+
+// set is called with f.mu held, and only for a change.
+func (f *fallback) set(answering bool) {
+	f.answering = answering
 	if answering {
 		f.each(func(ln *net.TCPListener) error { return ln.SetDeadline(time.Time{}) })
 		close(f.resume)
 		return
 	}
-	select {
-	case <-f.resume:
-		f.resume = make(chan struct{})
-	default:
-	}
+	f.resume = make(chan struct{})
 	f.each(func(ln *net.TCPListener) error { return ln.SetDeadline(past) })
 }
 

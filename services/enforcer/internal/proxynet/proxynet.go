@@ -67,6 +67,7 @@ type ProxyNet struct {
 	word    *word
 	ct      *os.File // weir_ct_tcp, read-only
 	server  *net.UnixListener
+	answers *fallback
 
 	mu      sync.Mutex
 	proxies map[*proxyConn]struct{}
@@ -83,6 +84,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*ProxyNet, error) 
 		cfg.Successor = 10 * time.Second
 	}
 	p := &ProxyNet{cfg: cfg, log: log, proxies: map[*proxyConn]struct{}{}, changed: make(chan struct{}, 1)}
+	p.answers = newFallback(p)
 	if err := p.open(ctx); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -187,13 +189,12 @@ func (p *ProxyNet) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveProxies(ctx) })
 	g.Go(func() error { return p.steerLate(ctx) })
-	f := newFallback(p)
 	for _, s := range []*space{p.in, p.out} {
 		for _, ln := range s.listeners {
-			g.Go(func() error { return f.serve(ctx, ln) })
+			g.Go(func() error { return p.answers.serve(ctx, ln) })
 		}
 	}
-	g.Go(func() error { return f.control(ctx) })
+	g.Go(func() error { return p.answers.control(ctx) })
 	return g.Wait()
 }
 

@@ -143,10 +143,13 @@ func (p *ProxyNet) offer(c *proxyConn) error {
 
 // accepts makes a proxy the one that answers, and lets the others go.
 func (p *ProxyNet) accepts(c *proxyConn) error {
+	// The fallback must have let go of the listeners before anybody is steered
+	// to them: it would answer 503 although a proxy accepts.
+	p.setAccepting(c, true)
+	p.answers.pause()
 	if err := p.steer(); err != nil {
 		return err
 	}
-	p.setAccepting(c, true)
 	p.unpark(c)
 	p.mu.Lock()
 	var others []*proxyConn
